@@ -1,1 +1,24 @@
-//! (to be written)
+//! Crate `policies`: connectors map requests to capabilities, Cedar decides them, approvals are a pure state machine.
+//! Steps 5 and 6 of a request's path, and the types that every later step carries.
+//! INVARIANT: pure. No async runtime, clock, I/O, randomness, or other crate of this workspace: all of that is the caller's.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod call;
+mod catalogue;
+mod connector;
+mod diagnostic;
+mod names;
+mod reason;
+
+pub use agent::{Agent, CapabilityPattern, Connection, Stage};
+pub use call::{Auth, BodyNeed, Call, Refused, RequestView, Risk, Strip, Value};
+pub use catalogue::Catalogue;
+pub use connector::{Capability, Connector, ExampleResult, Param, ParamKind};
+pub use diagnostic::{Diagnostic, Diagnostics, Source};
+pub use names::{
+    AgentId, AgentName, ApprovalId, Approver, CapabilityId, CapabilityName, ConnectionName,
+    ConnectorId, CredentialId, CredentialName, Digest, Endpoint, Group, Host, HostPattern,
+    NameError, Owner, PolicyId, PolicyVersion, Tenant, Timestamp, WorkloadId,
+};
+pub use reason::Reason;

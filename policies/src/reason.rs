@@ -1,0 +1,120 @@
+//! The closed list of ways to say no: one name each, used as status body, audit reason and metric label alike.
+//! Every step of a request's path refuses with one of these and nothing else.
+//! INVARIANT: alphabetical, and a name once published is not changed; scripts and alerts are written against them.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Declares the enum, its names and its titles in one table, so that none can be forgotten.
+macro_rules! reasons {
+    ($($variant:ident, $name:literal, $title:literal;)*) => {
+        /// Why a connection, a name or a call was refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $(#[doc = $title] $variant,)*
+        }
+
+        impl Reason {
+            /// Every reason, in alphabetical order.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
+
+            /// The refusal's name, in snake case.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Reason::$variant => $name,)*
+                }
+            }
+
+            /// One sentence for people.
+            pub fn title(self) -> &'static str {
+                match self {
+                    $(Reason::$variant => $title,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    AgentDisabled, "agent_disabled", "The agent is switched off.";
+    AgentUnknown, "agent_unknown", "No agent of this name is configured.";
+    AmbiguousRequest, "ambiguous_request", "The request can be read in more than one way.";
+    ApprovalDenied, "approval_denied", "A person denied this call.";
+    ApprovalExpired, "approval_expired", "Nobody approved this call in time.";
+    ApprovalRequired, "approval_required", "A person must approve this call first.";
+    AuditUnavailable, "audit_unavailable", "The call cannot be recorded, so it is not made.";
+    AuthorityMismatch, "authority_mismatch", "The request names another host than the connection does.";
+    BodyTooLarge, "body_too_large", "The body is larger than may be read for a decision.";
+    ConnectMethod, "connect_method", "CONNECT is not offered.";
+    CredentialUnavailable, "credential_unavailable", "The credential of this connection is missing or revoked.";
+    HostUnknown, "host_unknown", "No connection of the agent names this host.";
+    MalformedRequest, "malformed_request", "The request is not well formed.";
+    NameNotAllowed, "name_not_allowed", "No connection of the agent allows this name.";
+    NotHttp, "not_http", "The connection does not speak HTTP.";
+    OriginUnknown, "origin_unknown", "The connection's workload or destination is not known.";
+    Overloaded, "overloaded", "Too many calls are under way.";
+    PolicyDenied, "policy_denied", "Policy denies this call.";
+    PolicyError, "policy_error", "A policy could not be evaluated, so the call is denied.";
+    ProtocolUnsupported, "protocol_unsupported", "This protocol is not supported.";
+    QueryTypeRefused, "query_type_refused", "This kind of DNS question is not answered.";
+    RequestTimeout, "request_timeout", "The request did not arrive in time.";
+    ResponseEncoding, "response_encoding", "The response is encoded in a way that cannot be scrubbed.";
+    Shutdown, "shutdown", "Sluice is stopping.";
+    SniMismatch, "sni_mismatch", "The TLS server name is not the host that was dialled.";
+    SniMissing, "sni_missing", "The TLS client named no server.";
+    TlsHandshake, "tls_handshake", "The TLS handshake failed.";
+    TlsRefusedByClient, "tls_refused_by_client", "The client does not trust the tenant's certificate authority.";
+    Unmapped, "unmapped", "No capability of the connection matches this request.";
+    UpstreamCertificate, "upstream_certificate", "The upstream's certificate could not be verified.";
+    UpstreamTimeout, "upstream_timeout", "The upstream did not answer in time.";
+    UpstreamUnreachable, "upstream_unreachable", "The upstream could not be reached.";
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Reason {
+    type Err = crate::NameError;
+    fn from_str(text: &str) -> Result<Reason, crate::NameError> {
+        let known = Reason::ALL
+            .iter()
+            .find(|reason| reason.as_str() == text)
+            .copied();
+        known.ok_or_else(|| {
+            crate::NameError::new("refusal", text, "one of the names that `sluice` documents")
+        })
+    }
+}
+
+crate::names::serde_as_text!(Reason);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_alphabetical_and_named_after_their_variant() {
+        let names: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(names, sorted);
+        for reason in Reason::ALL {
+            let snake: String = format!("{reason:?}")
+                .char_indices()
+                .flat_map(|(at, c)| {
+                    (at > 0 && c.is_uppercase())
+                        .then_some('_')
+                        .into_iter()
+                        .chain(c.to_lowercase())
+                })
+                .collect();
+            assert_eq!(reason.as_str(), snake);
+            assert!(reason.title().ends_with('.'));
+            assert_eq!(reason.as_str().parse::<Reason>().unwrap(), *reason);
+        }
+    }
+}
