@@ -1,1 +1,4 @@
-//! (to be written)
+//! Test support: a whole Sluice instance in a temporary place, stand-ins for the vendors it calls, and clients of theirs.
+//! Drives the product as its users do, through the `sluice` binary alone; depends on none of our crates.
+//! Invariant: whatever an instance made is gone when it is dropped, and what a killed run left is removed by the next.
+#![forbid(unsafe_code)]

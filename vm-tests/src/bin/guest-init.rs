@@ -1,0 +1,132 @@
+//! The first process of a test machine: mounts what the tests need, runs each binary of /tests, prints the verdict, ends the machine.
+//! Guest side of `cargo xtask vm`, which reads the lines that start with `GUEST` and libtest's own.
+//! Invariant: the machine ends through the exit port with an explicit pass or fail; every other way out is seen as a failure outside.
+#![forbid(unsafe_code)]
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, mount};
+
+/// QEMU's isa-debug-exit: writing `value` ends it with `(value << 1) | 1`.
+const EXIT_PORT: u64 = 0xf4;
+const PASS: u8 = 0x10;
+const FAIL: u8 = 0x11;
+
+fn main() {
+    let passed = match run() {
+        Ok(passed) => passed,
+        Err(error) => {
+            println!("GUEST error: {error}");
+            false
+        }
+    };
+    println!("GUEST RESULT {}", if passed { "ok" } else { "failed" });
+    end(if passed { PASS } else { FAIL });
+}
+
+fn run() -> io::Result<bool> {
+    mounts()?;
+    let line = fs::read_to_string("/proc/cmdline")?;
+    kernel_is_as_wanted(&line)?;
+    // The kernel's own way of bringing an interface up; lo then has 127.0.0.1 and ::1.
+    fs::write("/sys/class/net/lo/flags", "0x9")?;
+    users()?;
+
+    let filter = line.split_whitespace().find_map(|word| word.strip_prefix("sluice.filter="));
+    let mut tests: Vec<PathBuf> = fs::read_dir("/tests")?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<_>>()?;
+    tests.sort();
+    let mut passed = !tests.is_empty();
+    for test in tests {
+        passed &= run_one(&test, filter)?;
+    }
+    Ok(passed)
+}
+
+fn mounts() -> io::Result<()> {
+    for (kind, place) in [
+        ("devtmpfs", "/dev"),
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("securityfs", "/sys/kernel/security"),
+        ("cgroup2", "/sys/fs/cgroup"),
+        ("bpf", "/sys/fs/bpf"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+        ("tmpfs", "/var"),
+    ] {
+        fs::create_dir_all(place)?;
+        mount(kind, place, kind, MountFlags::empty(), None)
+            .map_err(|error| io::Error::other(format!("mounting {kind} on {place}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// BPF LSM is in the kernel's list exactly where the command line says so: a list without it loads and never runs.
+fn kernel_is_as_wanted(line: &str) -> io::Result<()> {
+    let modules = fs::read_to_string("/sys/kernel/security/lsm")?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    println!("GUEST kernel {} lsm {}", release.trim(), modules.trim());
+    let wanted = line.contains("sluice.lsm=true");
+    let present = modules.trim().split(',').any(|module| module == "bpf");
+    if wanted != present {
+        return Err(io::Error::other(format!("BPF LSM: wanted {wanted}, present {present}")));
+    }
+    Ok(())
+}
+
+/// The few names that programs ask for.
+fn users() -> io::Result<()> {
+    fs::create_dir_all("/etc")?;
+    fs::write("/etc/passwd", "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")?;
+    fs::write("/etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
+    fs::write("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
+    fs::write("/etc/resolv.conf", "")
+}
+
+fn run_one(test: &Path, filter: Option<&str>) -> io::Result<bool> {
+    let name = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    println!("GUEST running {name}");
+    let mut command = Command::new(test);
+    command
+        .args(["--test-threads=1", "--color=never"])
+        .args(filter)
+        .env("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
+        .env("HOME", "/tmp")
+        .env("RUST_BACKTRACE", "1")
+        // Tests may tell the guest from the host that built them.
+        .env("SLUICE_TEST_GUEST", "1")
+        .current_dir("/tmp")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn()?;
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            println!("{}", line?);
+        }
+    }
+    let status = child.wait()?;
+    println!("GUEST finished {name}");
+    if !status.success() {
+        println!("GUEST {name}: {status}");
+    }
+    Ok(status.success())
+}
+
+/// Ends the machine; the pause lets the serial line drain, since nothing else waits for it.
+fn end(code: u8) {
+    drop(io::stdout().flush());
+    std::thread::sleep(Duration::from_millis(200));
+    match OpenOptions::new().write(true).open("/dev/port") {
+        Ok(port) => drop(port.write_at(&[code], EXIT_PORT)),
+        Err(error) => println!("GUEST error: no /dev/port: {error}"),
+    }
+    // Only reached if the port did not work: the first process must not return while anyone waits.
+    std::thread::sleep(Duration::from_secs(5));
+}

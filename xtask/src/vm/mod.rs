@@ -1,0 +1,290 @@
+//! `cargo xtask vm`: the kernel tests inside a real Debian kernel, with BPF LSM present.
+//! Host side of `vm-tests/src/bin/guest-init.rs`: build the tests, pack them into an initramfs, boot, read the verdict.
+//! Invariant: a pass needs the guest's own RESULT line *and* its exit code; a panic, a hang and a short read are failures.
+
+mod cpio;
+mod kernel;
+mod qemu;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{setup, shell};
+
+/// Arguments of `cargo xtask vm`.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Args {
+    /// Which kernel of vm-tests/kernels.lock; the first one if not given
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Only tests whose name contains this
+    #[arg(long)]
+    filter: Option<String>,
+    /// Boot without BPF LSM in the kernel's list, as an unprepared host would
+    #[arg(long)]
+    no_lsm: bool,
+    /// Give up after this many seconds
+    #[arg(long, default_value_t = PATIENCE)]
+    timeout: u64,
+    /// Look up the newest kernel of the line and write it to the lock file
+    #[arg(long)]
+    update: bool,
+}
+
+/// Seconds in which even an emulated machine on a busy host is done.
+const PATIENCE: u64 = 300;
+
+impl Args {
+    /// What `cargo xtask test` runs: the first kernel, every test.
+    pub(crate) fn plain() -> Self {
+        Self {
+            kernel: None,
+            filter: None,
+            no_lsm: false,
+            timeout: PATIENCE,
+            update: false,
+        }
+    }
+}
+
+/// What the guest counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: u32,
+    pub(crate) failed: u32,
+    pub(crate) ignored: u32,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<Counts> {
+    setup::quiet()?;
+    let lock_file = shell::root().join("vm-tests/kernels.lock");
+    let kernel = kernel::ensure(&lock_file, args.kernel.as_deref(), args.update)?;
+    let init = build_init()?;
+    let (tests, sluice) = build_tests()?;
+    if tests.is_empty() {
+        bail!("no kernel tests: agent-userspace/tests/kernel_*.rs");
+    }
+
+    let initramfs = pack(&init, &tests, sluice.as_deref())?;
+    let machine = qemu::Machine {
+        kernel: &kernel.image,
+        initramfs: &initramfs,
+        append: append(args),
+        timeout: Duration::from_secs(args.timeout),
+    };
+    println!(
+        "vm: booting {} ({})",
+        kernel.release,
+        machine.accelerator().name()
+    );
+    let started = Instant::now();
+    let ended = machine.boot()?;
+    let verdict = judge(&ended, tests.len())?;
+    println!(
+        "vm: {}: {} passed, {} failed, {} skipped ({:.0} s)",
+        kernel.release,
+        verdict.passed,
+        verdict.failed,
+        verdict.ignored,
+        started.elapsed().as_secs_f32()
+    );
+    if verdict.failed > 0 {
+        bail!("vm: {} tests failed on {}", verdict.failed, kernel.release);
+    }
+    Ok(verdict)
+}
+
+fn append(args: &Args) -> String {
+    let lsm = if args.no_lsm { "" } else { ",bpf" };
+    let mut line = format!(
+        "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,apparmor{lsm} sluice.lsm={}",
+        !args.no_lsm
+    );
+    if let Some(filter) = &args.filter {
+        line.push_str(&format!(" sluice.filter={filter}"));
+    }
+    line
+}
+
+/// Reads the guest's lines; everything that is not a whole and explicit pass is an error.
+fn judge(ended: &qemu::Ended, binaries: usize) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let mut finished = BTreeSet::new();
+    let mut result = None;
+    for line in ended.serial.lines() {
+        let line = line.trim_end();
+        if let Some(outcome) = line.strip_prefix("test ") {
+            match outcome.rsplit_once(" ... ").map(|(_, verdict)| verdict) {
+                Some("ok") => counts.passed += 1,
+                Some(verdict) if verdict.starts_with("ignored") => counts.ignored += 1,
+                Some(_) => counts.failed += 1,
+                None => {}
+            }
+        } else if let Some(name) = line.strip_prefix("GUEST finished ") {
+            finished.insert(name.to_owned());
+        } else if let Some(verdict) = line.strip_prefix("GUEST RESULT ") {
+            result = Some(verdict.to_owned());
+        }
+    }
+    let Some(result) = result else {
+        bail!("vm: the guest ended without a verdict ({})", ended.how);
+    };
+    if finished.len() != binaries {
+        bail!(
+            "vm: {} of {binaries} test binaries finished: {result}",
+            finished.len()
+        );
+    }
+    match (result.as_str(), ended.code) {
+        ("ok", Some(qemu::PASS)) => Ok(counts),
+        // A test binary that dies prints no line of its own.
+        ("failed", Some(qemu::FAIL)) => Ok(Counts {
+            failed: counts.failed.max(1),
+            ..counts
+        }),
+        (result, _) => bail!("vm: the guest said {result:?}, but {}", ended.how),
+    }
+}
+
+/// The guest's first process.
+fn build_init() -> Result<PathBuf> {
+    shell::run(shell::cargo().args(["build", "--package", "vm-tests", "--bin", "guest-init"]))?;
+    Ok(shell::target_dir().join("debug/guest-init"))
+}
+
+/// The kernel tests, and the `sluice` binary that they start.
+fn build_tests() -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
+    println!("  $ cargo test --no-run --package agent-userspace --test 'kernel_*'");
+    let told = shell::capture(shell::cargo().stderr(std::process::Stdio::inherit()).args([
+        "test",
+        "--no-run",
+        "--quiet",
+        "--message-format=json",
+        "--package=agent-userspace",
+        "--test=kernel_*",
+    ]))?;
+    let mut tests = Vec::new();
+    let mut sluice = None;
+    for message in told
+        .lines()
+        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+    {
+        let Some(path) = message.get("executable").and_then(|path| path.as_str()) else {
+            continue;
+        };
+        match message
+            .pointer("/target/name")
+            .and_then(|name| name.as_str())
+        {
+            Some("sluice") => sluice = Some(PathBuf::from(path)),
+            Some(name) if name.starts_with("kernel_") => tests.push(PathBuf::from(path)),
+            _ => {}
+        }
+    }
+    tests.sort();
+    Ok((tests, sluice))
+}
+
+/// An initramfs with the tests, what they start, and the libraries that all of them load.
+fn pack(init: &Path, tests: &[PathBuf], sluice: Option<&Path>) -> Result<PathBuf> {
+    let work = shell::target_dir().join("vm");
+    std::fs::create_dir_all(&work)?;
+    let mut archive = cpio::Archive::new();
+    let mut libraries = BTreeSet::new();
+    let mut add = |archive: &mut cpio::Archive, from: &Path, to: &Path| -> Result<()> {
+        libraries.extend(shared_libraries(from)?);
+        archive.file(to, &stripped(from, &work)?, 0o755);
+        Ok(())
+    };
+    add(&mut archive, init, Path::new("/init"))?;
+    for test in tests {
+        let name = test.file_name().context("a test without a name")?;
+        add(&mut archive, test, &Path::new("/tests").join(name))?;
+    }
+    // Tests name the daemon by the path that cargo gave them.
+    if let Some(sluice) = sluice {
+        add(&mut archive, sluice, sluice)?;
+    }
+    for tool in ["sh", "sleep", "true", "cat"] {
+        let path = shell::which(tool).with_context(|| format!("{tool} is not in PATH"))?;
+        add(&mut archive, &path, &Path::new("/bin").join(tool))?;
+    }
+    for library in libraries {
+        archive.file(&library, &std::fs::read(&library)?, 0o755);
+    }
+    let file = work.join("initramfs.cpio");
+    archive.write(&file)?;
+    Ok(file)
+}
+
+/// What the dynamic linker would load, itself included, by the paths it would use.
+fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let told = shell::capture(std::process::Command::new("ldd").arg(program))?;
+    Ok(told
+        .split_whitespace()
+        .filter(|word| word.starts_with('/') && word.contains(".so"))
+        .map(PathBuf::from)
+        .collect())
+}
+
+/// The program without debug information: the guest's memory is small.
+fn stripped(program: &Path, work: &Path) -> Result<Vec<u8>> {
+    let out = work.join("stripped");
+    shell::capture(
+        std::process::Command::new("strip")
+            .arg("--strip-debug")
+            .arg("-o")
+            .arg(&out)
+            .arg(program),
+    )?;
+    std::fs::read(&out).with_context(|| format!("cannot read {}", out.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(serial: &str, code: i32) -> qemu::Ended {
+        qemu::Ended {
+            serial: serial.into(),
+            code: Some(code),
+            how: format!("exit code {code}"),
+        }
+    }
+
+    const PASS: &str =
+        "test a ... ok\ntest b ... ignored, why\r\nGUEST finished kernel_x\nGUEST RESULT ok\n";
+
+    #[test]
+    fn a_whole_pass_is_counted() {
+        let counts = judge(&ended(PASS, qemu::PASS), 1).unwrap();
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 1,
+                failed: 0,
+                ignored: 1
+            }
+        );
+    }
+
+    #[test]
+    fn a_pass_needs_marker_code_and_every_binary() {
+        // A panic with `panic=-1 -no-reboot` exits with 0.
+        assert!(judge(&ended(PASS, 0), 1).is_err());
+        assert!(judge(&ended("test a ... ok\n", qemu::PASS), 1).is_err());
+        assert!(judge(&ended(PASS, qemu::PASS), 2).is_err());
+    }
+
+    #[test]
+    fn a_failure_is_counted_and_a_crash_counts_as_one() {
+        let failed = "test a ... FAILED\nGUEST finished k\nGUEST RESULT failed\n";
+        assert_eq!(judge(&ended(failed, qemu::FAIL), 1).unwrap().failed, 1);
+        let crashed = "GUEST finished k\nGUEST RESULT failed\n";
+        assert_eq!(judge(&ended(crashed, qemu::FAIL), 1).unwrap().failed, 1);
+    }
+}
