@@ -1,32 +1,39 @@
 //! The first process of a test machine: mounts what the tests need, runs each binary of /tests, prints the verdict, ends the machine.
 //! Guest side of `cargo xtask vm`, which reads the lines that start with `GUEST` and libtest's own.
-//! Invariant: the machine ends through the exit port with an explicit pass or fail; every other way out is seen as a failure outside.
+//! Invariant: the machine ends by power-off after a verdict that carries the nonce of its command line; every other way out is seen as a failure outside.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount};
-
-/// QEMU's isa-debug-exit: writing `value` ends it with `(value << 1) | 1`.
-const EXIT_PORT: u64 = 0xf4;
-const PASS: u8 = 0x10;
-const FAIL: u8 = 0x11;
+use rustix::system::{RebootCommand, reboot};
 
 fn main() {
-    let passed = match run() {
-        Ok(passed) => passed,
+    let verdict = match run() {
+        Ok(true) => "ok",
+        Ok(false) => "failed",
         Err(error) => {
             println!("GUEST error: {error}");
-            false
+            "failed"
         }
     };
-    println!("GUEST RESULT {}", if passed { "ok" } else { "failed" });
-    end(if passed { PASS } else { FAIL });
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    // A test that prints such a line does not know the nonce.
+    println!(
+        "GUEST RESULT {verdict} {}",
+        parameter(&line, "sluice.nonce=").unwrap_or("none")
+    );
+    end();
+}
+
+/// The value of a word of the kernel's command line.
+fn parameter<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split_whitespace()
+        .find_map(|word| word.strip_prefix(name))
 }
 
 fn run() -> io::Result<bool> {
@@ -37,7 +44,7 @@ fn run() -> io::Result<bool> {
     fs::write("/sys/class/net/lo/flags", "0x9")?;
     users()?;
 
-    let filter = line.split_whitespace().find_map(|word| word.strip_prefix("sluice.filter="));
+    let filter = parameter(&line, "sluice.filter=");
     let mut tests: Vec<PathBuf> = fs::read_dir("/tests")?
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<io::Result<_>>()?;
@@ -76,7 +83,9 @@ fn kernel_is_as_wanted(line: &str) -> io::Result<()> {
     let wanted = line.contains("sluice.lsm=true");
     let present = modules.trim().split(',').any(|module| module == "bpf");
     if wanted != present {
-        return Err(io::Error::other(format!("BPF LSM: wanted {wanted}, present {present}")));
+        return Err(io::Error::other(format!(
+            "BPF LSM: wanted {wanted}, present {present}"
+        )));
     }
     Ok(())
 }
@@ -84,14 +93,21 @@ fn kernel_is_as_wanted(line: &str) -> io::Result<()> {
 /// The few names that programs ask for.
 fn users() -> io::Result<()> {
     fs::create_dir_all("/etc")?;
-    fs::write("/etc/passwd", "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")?;
+    fs::write(
+        "/etc/passwd",
+        "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
+    )?;
     fs::write("/etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
     fs::write("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
     fs::write("/etc/resolv.conf", "")
 }
 
 fn run_one(test: &Path, filter: Option<&str>) -> io::Result<bool> {
-    let name = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = test
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     println!("GUEST running {name}");
     let mut command = Command::new(test);
     command
@@ -120,13 +136,11 @@ fn run_one(test: &Path, filter: Option<&str>) -> io::Result<bool> {
 }
 
 /// Ends the machine; the pause lets the serial line drain, since nothing else waits for it.
-fn end(code: u8) {
+fn end() {
     drop(io::stdout().flush());
     std::thread::sleep(Duration::from_millis(200));
-    match OpenOptions::new().write(true).open("/dev/port") {
-        Ok(port) => drop(port.write_at(&[code], EXIT_PORT)),
-        Err(error) => println!("GUEST error: no /dev/port: {error}"),
+    if let Err(error) = reboot(RebootCommand::PowerOff) {
+        // The first process must not return: the panic that follows is the failure that the host sees.
+        println!("GUEST error: cannot power off: {error}");
     }
-    // Only reached if the port did not work: the first process must not return while anyone waits.
-    std::thread::sleep(Duration::from_secs(5));
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask vm`: the kernel tests inside a real Debian kernel, with BPF LSM present.
 //! Host side of `vm-tests/src/bin/guest-init.rs`: build the tests, pack them into an initramfs, boot, read the verdict.
-//! Invariant: a pass needs the guest's own RESULT line *and* its exit code; a panic, a hang and a short read are failures.
+//! Invariant: a pass needs the guest's RESULT line with this run's nonce *and* a clean power-off; a panic, a hang and a short read are failures.
 
 mod cpio;
 mod kernel;
@@ -70,10 +70,11 @@ pub(crate) fn run(args: &Args) -> Result<Counts> {
     }
 
     let initramfs = pack(&init, &tests, sluice.as_deref())?;
+    let nonce = nonce()?;
     let machine = qemu::Machine {
         kernel: &kernel.image,
         initramfs: &initramfs,
-        append: append(args),
+        append: append(args, &nonce),
         timeout: Duration::from_secs(args.timeout),
     };
     println!(
@@ -83,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<Counts> {
     );
     let started = Instant::now();
     let ended = machine.boot()?;
-    let verdict = judge(&ended, tests.len())?;
+    let verdict = judge(&ended, tests.len(), &nonce)?;
     println!(
         "vm: {}: {} passed, {} failed, {} skipped ({:.0} s)",
         kernel.release,
@@ -98,10 +99,17 @@ pub(crate) fn run(args: &Args) -> Result<Counts> {
     Ok(verdict)
 }
 
-fn append(args: &Args) -> String {
+/// Something that no test can print by accident.
+fn nonce() -> Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/uuid")?
+        .trim()
+        .to_owned())
+}
+
+fn append(args: &Args, nonce: &str) -> String {
     let lsm = if args.no_lsm { "" } else { ",bpf" };
     let mut line = format!(
-        "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,apparmor{lsm} sluice.lsm={}",
+        "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,apparmor{lsm} sluice.lsm={} sluice.nonce={nonce}",
         !args.no_lsm
     );
     if let Some(filter) = &args.filter {
@@ -110,13 +118,16 @@ fn append(args: &Args) -> String {
     line
 }
 
-/// Reads the guest's lines; everything that is not a whole and explicit pass is an error.
-fn judge(ended: &qemu::Ended, binaries: usize) -> Result<Counts> {
+/// Reads the guest's lines; everything that is not a whole and explicit verdict is an error.
+fn judge(ended: &qemu::Ended, binaries: usize, nonce: &str) -> Result<Counts> {
     let mut counts = Counts::default();
     let mut finished = BTreeSet::new();
     let mut result = None;
     for line in ended.serial.lines() {
         let line = line.trim_end();
+        if line.contains("Kernel panic") {
+            bail!("vm: {line}");
+        }
         if let Some(outcome) = line.strip_prefix("test ") {
             match outcome.rsplit_once(" ... ").map(|(_, verdict)| verdict) {
                 Some("ok") => counts.passed += 1,
@@ -127,26 +138,33 @@ fn judge(ended: &qemu::Ended, binaries: usize) -> Result<Counts> {
         } else if let Some(name) = line.strip_prefix("GUEST finished ") {
             finished.insert(name.to_owned());
         } else if let Some(verdict) = line.strip_prefix("GUEST RESULT ") {
-            result = Some(verdict.to_owned());
+            result = verdict.strip_suffix(nonce).map(str::trim_end);
         }
     }
     let Some(result) = result else {
         bail!("vm: the guest ended without a verdict ({})", ended.how);
     };
+    // With `-no-reboot`, QEMU exits with 0 when the guest powers off, and when killed with nothing.
+    if ended.code != Some(0) {
+        bail!("vm: the guest said {result:?}, but {}", ended.how);
+    }
     if finished.len() != binaries {
         bail!(
             "vm: {} of {binaries} test binaries finished: {result}",
             finished.len()
         );
     }
-    match (result.as_str(), ended.code) {
-        ("ok", Some(qemu::PASS)) => Ok(counts),
+    match result {
+        "ok" if counts.failed == 0 => Ok(counts),
         // A test binary that dies prints no line of its own.
-        ("failed", Some(qemu::FAIL)) => Ok(Counts {
+        "failed" => Ok(Counts {
             failed: counts.failed.max(1),
             ..counts
         }),
-        (result, _) => bail!("vm: the guest said {result:?}, but {}", ended.how),
+        result => bail!(
+            "vm: the guest said {result:?} with {} failed tests",
+            counts.failed
+        ),
     }
 }
 
@@ -248,20 +266,20 @@ fn stripped(program: &Path, work: &Path) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn ended(serial: &str, code: i32) -> qemu::Ended {
-        qemu::Ended {
-            serial: serial.into(),
-            code: Some(code),
-            how: format!("exit code {code}"),
-        }
-    }
+    const PASS: &str = "test a ... ok\ntest b ... ignored, why\r\nGUEST finished kernel_x\nGUEST RESULT ok n0nce\n";
 
-    const PASS: &str =
-        "test a ... ok\ntest b ... ignored, why\r\nGUEST finished kernel_x\nGUEST RESULT ok\n";
+    fn judged(serial: &str, code: Option<i32>, binaries: usize) -> Result<Counts> {
+        let ended = qemu::Ended {
+            serial: serial.into(),
+            code,
+            how: "it ended".into(),
+        };
+        judge(&ended, binaries, "n0nce")
+    }
 
     #[test]
     fn a_whole_pass_is_counted() {
-        let counts = judge(&ended(PASS, qemu::PASS), 1).unwrap();
+        let counts = judged(PASS, Some(0), 1).unwrap();
         assert_eq!(
             counts,
             Counts {
@@ -273,18 +291,29 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_needs_marker_code_and_every_binary() {
-        // A panic with `panic=-1 -no-reboot` exits with 0.
-        assert!(judge(&ended(PASS, 0), 1).is_err());
-        assert!(judge(&ended("test a ... ok\n", qemu::PASS), 1).is_err());
-        assert!(judge(&ended(PASS, qemu::PASS), 2).is_err());
+    fn a_pass_needs_verdict_nonce_power_off_and_every_binary() {
+        assert!(judged("test a ... ok\nGUEST finished k\n", Some(0), 1).is_err());
+        assert!(judged(&PASS.replace("n0nce", "other"), Some(0), 1).is_err());
+        assert!(judged(PASS, None, 1).is_err());
+        assert!(judged(PASS, Some(0), 2).is_err());
+        // A panic with `panic=-1 -no-reboot` exits with 0 as well.
+        assert!(
+            judged(
+                &format!("{PASS}[ 1.0] Kernel panic - not syncing\n"),
+                Some(0),
+                1
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn a_failure_is_counted_and_a_crash_counts_as_one() {
-        let failed = "test a ... FAILED\nGUEST finished k\nGUEST RESULT failed\n";
-        assert_eq!(judge(&ended(failed, qemu::FAIL), 1).unwrap().failed, 1);
-        let crashed = "GUEST finished k\nGUEST RESULT failed\n";
-        assert_eq!(judge(&ended(crashed, qemu::FAIL), 1).unwrap().failed, 1);
+        let failed = "test a ... FAILED\nGUEST finished k\nGUEST RESULT failed n0nce\n";
+        assert_eq!(judged(failed, Some(0), 1).unwrap().failed, 1);
+        let crashed = "GUEST finished k\nGUEST RESULT failed n0nce\n";
+        assert_eq!(judged(crashed, Some(0), 1).unwrap().failed, 1);
+        // An "ok" over a failed line is a broken guest, not a pass.
+        assert!(judged(&failed.replace("RESULT failed", "RESULT ok"), Some(0), 1).is_err());
     }
 }
