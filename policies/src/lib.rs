@@ -4,17 +4,26 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod approval;
+mod bundle;
 mod call;
+mod canonical;
 mod catalogue;
+mod cedar;
 mod connector;
+mod decision;
 mod diagnostic;
 mod names;
 mod reason;
 
 pub use agent::{Agent, CapabilityPattern, Connection, Stage};
+pub use approval::{Answer, AnswerError, Approval, ApprovalState, Grant, Verdict};
+pub use bundle::{Bundle, Sources};
 pub use call::{Auth, BodyNeed, Call, Refused, RequestView, Risk, Strip, Value};
 pub use catalogue::Catalogue;
+pub use cedar::{DeterminingPolicy, Explanation, NeededApproval, Ruling};
 pub use connector::{Capability, Connector, ExampleResult, Param, ParamKind};
+pub use decision::{Decision, Denied, Facts, Held, Permit};
 pub use diagnostic::{Diagnostic, Diagnostics, Source};
 pub use names::{
     AgentId, AgentName, ApprovalId, Approver, CapabilityId, CapabilityName, ConnectionName,

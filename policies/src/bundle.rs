@@ -1,0 +1,166 @@
+//! A bundle: agents, connectors and policies that were checked together, under one version.
+//! Everything a decision reads besides the call; replaced as a whole, so a request never sees half of a change.
+//! INVARIANT: a bundle with anything wrong in it does not exist; every fault of every file is reported at once.
+
+use std::sync::Arc;
+
+use crate::canonical::Canonical;
+use crate::cedar::{self, Engine};
+use crate::{
+    Agent, AgentId, BodyNeed, Call, Catalogue, Connector, ConnectorId, Diagnostic, Diagnostics,
+    Endpoint, Host, PolicyVersion, Refused, RequestView, Source,
+};
+
+/// The operator's files. The shipped connectors and policies are part of every bundle and not listed here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// `agents.d/*.toml`: one agent each.
+    pub agents: Vec<Source>,
+    /// `connectors.d/*.toml`: one connector each; one with a shipped id replaces the shipped one.
+    pub connectors: Vec<Source>,
+    /// `policies/*.cedar`; a policy with a shipped `@id` replaces the shipped one.
+    pub policies: Vec<Source>,
+}
+
+/// Everything that decides, checked and ready.
+#[derive(Debug)]
+pub struct Bundle {
+    catalogue: Catalogue,
+    engine: Engine,
+    version: PolicyVersion,
+    notices: Vec<Diagnostic>,
+    sources: Arc<Sources>,
+}
+
+impl Bundle {
+    /// Reads and checks the operator's files together with what is shipped.
+    ///
+    /// # Errors
+    /// Everything that is wrong, with file, line, column and, where one can be guessed, a hint.
+    pub fn load(sources: &Sources) -> Result<Bundle, Diagnostics> {
+        let mut problems = Diagnostics::default();
+        let mut agents = Vec::new();
+        for source in &sources.agents {
+            agents.extend(problems.keep(Agent::parse(source)));
+        }
+        let mut connectors = Vec::new();
+        let mut notices = Vec::new();
+        for source in &sources.connectors {
+            let Some(connector) = problems.keep(Connector::parse(source)) else { continue };
+            notices.extend(replaces_shipped(source, &connector)?);
+            connectors.push(connector);
+        }
+        let (rules, mut replaced) = cedar::load(&sources.policies, &mut problems);
+        notices.append(&mut replaced);
+
+        let Some(catalogue) = problems.keep(Catalogue::build(agents, connectors.clone())) else {
+            // The agents are at fault, or the connectors. If the connectors stand, the policies can still be checked.
+            if let Ok(bare) = Catalogue::build(Vec::new(), connectors) {
+                problems.keep(Engine::build(&bare, rules));
+            }
+            return Err(problems);
+        };
+        let engine = problems.keep(Engine::build(&catalogue, rules));
+        let Some(engine) = engine.filter(|_| problems.0.is_empty()) else { return Err(problems) };
+        notices.extend_from_slice(engine.notices());
+        let version = version(sources, &engine);
+        Ok(Bundle { catalogue, engine, version, notices, sources: Arc::new(sources.clone()) })
+    }
+
+    /// The digest over everything that decides: the operator's files, what is shipped, and the schema made of them.
+    pub fn version(&self) -> PolicyVersion {
+        self.version
+    }
+
+    /// What is not wrong but worth knowing: shipped connectors and policies that the operator's files replace,
+    /// and policies that name an agent, tenant or connection which does not exist here.
+    pub fn notices(&self) -> &[Diagnostic] {
+        &self.notices
+    }
+
+    /// The files this bundle was loaded from.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// The generated Cedar schema that policies are validated against.
+    pub fn schema_text(&self) -> &str {
+        self.engine.schema_text()
+    }
+
+    /// Every agent, by id.
+    pub fn agents(&self) -> impl Iterator<Item = &Agent> {
+        self.catalogue.agents()
+    }
+
+    /// One agent.
+    pub fn agent(&self, id: &AgentId) -> Option<&Agent> {
+        self.catalogue.agent(id)
+    }
+
+    /// Every connector, shipped and the operator's.
+    pub fn connectors(&self) -> impl Iterator<Item = &Connector> {
+        self.catalogue.connectors()
+    }
+
+    /// One connector.
+    pub fn connector(&self, id: &ConnectorId) -> Option<&Connector> {
+        self.catalogue.connector(id)
+    }
+
+    /// Whether some connection of the agent allows this name.
+    pub fn resolves(&self, agent: &AgentId, host: &Host) -> bool {
+        self.catalogue.resolves(agent, host)
+    }
+
+    /// The names that the agent's connections allow and that are no wildcards, each once.
+    pub fn exact_hosts(&self, agent: &AgentId) -> Vec<Host> {
+        self.catalogue.exact_hosts(agent)
+    }
+
+    /// Whether mapping this request needs its body.
+    pub fn body_need(&self, agent: &AgentId, at: &Endpoint, head: &RequestView<'_>) -> BodyNeed {
+        self.catalogue.body_need(agent, at, head)
+    }
+
+    /// The call that this request is.
+    ///
+    /// # Errors
+    /// `HostUnknown`, `Unmapped`, `AmbiguousRequest` or `MalformedRequest`, with what to ask for.
+    pub fn call(&self, agent: &AgentId, at: &Endpoint, request: &RequestView<'_>) -> Result<Call, Refused> {
+        self.catalogue.call(agent, at, request)
+    }
+
+    pub(crate) fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+/// Says so where an operator's connector takes a shipped one's place.
+fn replaces_shipped(source: &Source, connector: &Connector) -> Result<Option<Diagnostic>, Diagnostics> {
+    let shipped = Connector::shipped()?;
+    let replaced = shipped.iter().any(|one| one.id() == connector.id());
+    let message = || format!("replaces the shipped connector `{}`", connector.id());
+    Ok(replaced.then(|| source.diagnostic(0..0, message())))
+}
+
+/// File names do not decide, so they are left out; the order of files does not either, so texts are sorted.
+fn version(sources: &Sources, engine: &Engine) -> PolicyVersion {
+    let mut canonical = Canonical::new("sluice bundle v1");
+    canonical.text(env!("CARGO_PKG_VERSION"));
+    for (_, text) in cedar::SHIPPED {
+        canonical.text(text);
+    }
+    canonical.text(engine.schema_text());
+    for files in [&sources.agents, &sources.connectors, &sources.policies] {
+        let mut texts: Vec<&str> = files.iter().map(|source| source.text.as_str()).collect();
+        texts.sort_unstable();
+        canonical.count(texts.len());
+        texts.into_iter().for_each(|text| canonical.text(text));
+    }
+    PolicyVersion::new(canonical.digest())
+}

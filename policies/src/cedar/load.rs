@@ -1,0 +1,69 @@
+//! All policies of a bundle: the shipped ones, less those that the operator replaces, and the operator's.
+//! Load time only.
+//! INVARIANT: no two rules share an id, and the kill switch is always among them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::KILL_SWITCH;
+use super::rules::{Rule, parse};
+use crate::{Diagnostic, Diagnostics, PolicyId, Source};
+
+/// The shipped policies: the files of `policies/default`. A test compares the list with the directory.
+pub(crate) const SHIPPED: [(&str, &str); 3] = [
+    ("kill-switch.cedar", include_str!("../../default/kill-switch.cedar")),
+    ("risk.cedar", include_str!("../../default/risk.cedar")),
+    ("stages.cedar", include_str!("../../default/stages.cedar")),
+];
+
+/// Every rule of the bundle, and a notice for each shipped one that is replaced.
+pub(crate) fn load(operator: &[Source], problems: &mut Diagnostics) -> (Vec<Rule>, Vec<Diagnostic>) {
+    let mut rules = shipped(problems);
+    let mut own = Vec::new();
+    for source in operator {
+        own.extend(parse(&Arc::new(source.clone()), false, problems));
+    }
+    problems.0.extend(used_twice(&own));
+
+    let mut notices = Vec::new();
+    for rule in &own {
+        let Some(replaced) = rules.iter().find(|shipped| shipped.id == rule.id) else { continue };
+        if rule.id.as_str() == KILL_SWITCH {
+            let hint = "give the policy another `@id`; a forbid of yours adds to the kill switch";
+            problems.0.push(rule.diagnostic("the kill switch cannot be replaced").hint(hint));
+        } else {
+            let file = replaced.file();
+            let message = format!("replaces the shipped policy `{}` of {}", rule.id, file.display());
+            notices.push(rule.diagnostic(message));
+        }
+    }
+    rules.retain(|shipped| !own.iter().any(|rule| rule.id == shipped.id));
+    rules.append(&mut own);
+    (rules, notices)
+}
+
+fn shipped(problems: &mut Diagnostics) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (name, text) in SHIPPED {
+        let source = Source { path: Path::new("default").join(name), text: text.to_owned() };
+        rules.extend(parse(&Arc::new(source), true, problems));
+    }
+    rules
+}
+
+/// Cedar itself takes two policies of one `@id` without a word; decisions name policies by it.
+fn used_twice(rules: &[Rule]) -> Vec<Diagnostic> {
+    let mut first: BTreeMap<&PolicyId, &Rule> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for rule in rules {
+        if let Some(earlier) = first.get(&rule.id) {
+            let (file, line) = (earlier.file(), earlier.line());
+            let message = format!("the `@id` `{}` is taken by {}:{line}", rule.id, file.display());
+            problems.push(rule.diagnostic(message).hint("every policy has an id of its own"));
+        } else {
+            first.insert(&rule.id, rule);
+        }
+    }
+    problems
+}
