@@ -1,0 +1,229 @@
+//! The messages between the enforcer, the proxy process, the listener helper and `sluice run`.
+//! One message is one SOCK_SEQPACKET packet of JSON; descriptors travel beside it as SCM_RIGHTS.
+//! INVARIANT: an unknown message, field or excess byte is an error; whoever sends one is hung up on.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use policies::{AgentId, PolicyVersion, Reason, WorkloadId};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Snapshot;
+use crate::layers::LayerReport;
+
+/// Longest message on any of the channels, in bytes. Longer documents travel in a memfd.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Pairs an answer with its question on one channel.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Ticket(pub u64);
+
+/// One workload, as the enforcer tells the proxy process about it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkloadFacts {
+    /// The cgroup v2 id.
+    pub id: WorkloadId,
+    /// The agent it runs as.
+    pub agent: AgentId,
+    /// Its first process, once known.
+    pub pid: Option<u32>,
+    /// What that process executes, once known.
+    pub exe: Option<String>,
+    /// The cgroup's path as `/proc/PID/cgroup` shows it.
+    pub cgroup: String,
+}
+
+/// The document, in a memfd, that the proxy process starts from.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handover {
+    /// The configuration's texts.
+    pub snapshot: Snapshot,
+    /// Workloads that already run.
+    pub workloads: Vec<WorkloadFacts>,
+    /// The enforcement layers.
+    pub layers: Vec<LayerReport>,
+    /// The cgroup path below which all workloads live.
+    pub governed: String,
+    /// The account to run as.
+    pub account: WorkerAccount,
+}
+
+/// Whom the proxy process becomes. Resolved by the enforcer, so that the worker need not ask the account database.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerAccount {
+    /// Its uid; never 0.
+    pub uid: u32,
+    /// Its gid.
+    pub gid: u32,
+}
+
+/// Enforcer to proxy process.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "to_worker", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToWorker {
+    /// The first message. Descriptors: the handover document, the control socket, the six listeners, the maps.
+    Start {},
+    /// May this workload start?
+    Admit {
+        /// Answered by [`FromWorker::Admitted`].
+        ticket: Ticket,
+        /// Which.
+        workload: WorkloadFacts,
+    },
+    /// The enforcement layers changed.
+    Layers {
+        /// All of them.
+        layers: Vec<LayerReport>,
+    },
+    /// The kernel refused something.
+    KernelRefused {
+        /// Whose it was, if known.
+        workload: Option<WorkloadId>,
+        /// The kind's name.
+        kind: String,
+        /// Where it wanted to go.
+        destination: Option<SocketAddr>,
+    },
+    /// How often the kernel refused so far.
+    KernelRefusals {
+        /// Kind and count.
+        counts: Vec<(String, u64)>,
+    },
+    /// Load the configuration in the memfd that comes along.
+    Reload {
+        /// Answered by [`FromWorker::Reloaded`].
+        ticket: Ticket,
+    },
+    /// The first process of a workload runs.
+    Started {
+        /// Which workload.
+        id: WorkloadId,
+        /// Its first process.
+        pid: u32,
+        /// What it executes.
+        exe: Option<String>,
+    },
+    /// A workload's last process ended.
+    Retire {
+        /// Which.
+        id: WorkloadId,
+    },
+    /// Finish what is under way and exit with 0.
+    Stop {},
+}
+
+/// Proxy process to enforcer.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "from_worker", rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromWorker {
+    /// Everything is up.
+    Ready {
+        /// What the enforcer needs to know of the bundle in force.
+        bundle: BundleFacts,
+    },
+    /// It cannot start; a restart would fail the same way. The process ends after this.
+    CannotStart {
+        /// Why, for a person.
+        detail: String,
+    },
+    /// Answers [`ToWorker::Admit`].
+    Admitted {
+        /// Which question.
+        ticket: Ticket,
+        /// Why not, if not.
+        refused: Option<Refusal>,
+    },
+    /// Answers [`ToWorker::Reload`].
+    Reloaded {
+        /// Which question.
+        ticket: Ticket,
+        /// The bundle now in force, unless the old one stays.
+        bundle: Option<BundleFacts>,
+        /// Why the old one stays, as diagnostics for a person.
+        detail: String,
+    },
+    /// The kill switch.
+    SetDisabled {
+        /// Which agent.
+        agent: AgentId,
+        /// True to switch it off.
+        disabled: bool,
+    },
+}
+
+/// What the enforcer needs to know of a bundle.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleFacts {
+    /// Its version.
+    pub version: PolicyVersion,
+    /// IP literals that some connection names.
+    pub literals: Vec<IpAddr>,
+    /// Agents that are switched off.
+    pub disabled: Vec<AgentId>,
+}
+
+/// Why a workload may not start.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// The refusal's name, where policy refused; none where the daemon itself could not.
+    pub reason: Option<Reason>,
+    /// For a person.
+    pub detail: String,
+}
+
+/// `sluice run` to enforcer.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "to_enforcer", rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromRun {
+    /// Make a workload of this agent. The connection's life is the workload's: hanging up ends it once it is empty.
+    Run {
+        /// Which agent.
+        agent: AgentId,
+        /// The command's name, for the record.
+        argv0: String,
+        /// Where it runs, for the record.
+        cwd: PathBuf,
+    },
+    /// Its first process runs.
+    Started {
+        /// The process.
+        pid: u32,
+    },
+}
+
+/// Enforcer to `sluice run`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "to_run", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToRun {
+    /// The workload's cgroup exists and is governed; its directory's descriptor comes along.
+    Admitted {
+        /// Its cgroup id.
+        workload: WorkloadId,
+        /// The cgroup's path as `/proc/PID/cgroup` shows it.
+        cgroup: String,
+        /// The tenant's root certificate.
+        ca_pem: PathBuf,
+        /// The name server to write into its resolv.conf.
+        nameserver: IpAddr,
+    },
+    /// Nothing was made.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+    },
+}
+
+/// Listener helper to enforcer: the sockets come along, in the order v4, v6 of tcp, dns_tcp, dns_udp.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listening {
+    /// Port of the proxy's listeners, on both families.
+    pub proxy_port: u16,
+    /// Port of the resolver's sockets, on both families and both protocols.
+    pub resolver_port: u16,
+}
