@@ -1,0 +1,168 @@
+//! The one thread that writes a log: takes what waits, commits it as one transaction, tells the callers.
+//! It commits again as soon as the previous commit has finished; under load batches grow by themselves.
+//! INVARIANT: a caller hears `Ok` only after the transaction that holds its record is durable.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{AuditError, CommitFailure, OpenError};
+use crate::evidence::Owed;
+use crate::key::LogKey;
+use crate::ledger::{CommitStats, OnCommit};
+use crate::log::{self, Opener, Shared};
+use crate::queue::{Item, Reply};
+use crate::record::Kind;
+use crate::store::{self, Head, Placed};
+
+/// How long outcomes wait for another try after a failed commit, when nothing else comes.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(crate) struct Writer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) opener: Opener,
+    pub(crate) key: Arc<LogKey>,
+    pub(crate) on_commit: OnCommit,
+    pub(crate) head: Head,
+    /// Intents of calls under way in this process.
+    live: BTreeSet<u64>,
+    /// Outcomes that a failed commit could not write. Their intents are in `live`.
+    retained: Vec<Item>,
+    /// After a failed commit redb refuses everything until the file is opened again.
+    broken: bool,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        opener: Opener,
+        key: Arc<LogKey>,
+        on_commit: OnCommit,
+        head: Head,
+    ) -> Writer {
+        let (live, retained) = (BTreeSet::new(), Vec::new());
+        Writer {
+            shared,
+            opener,
+            key,
+            on_commit,
+            head,
+            live,
+            retained,
+            broken: false,
+        }
+    }
+
+    /// Runs until the queue is closed and empty.
+    pub(crate) fn run(mut self) {
+        let _ended = Ended(self.shared.clone());
+        loop {
+            let patience = (!self.retained.is_empty()).then_some(RETRY);
+            let Some(waiting) = self.shared.queue.take(patience) else {
+                break;
+            };
+            let mut items = std::mem::take(&mut self.retained);
+            items.extend(waiting);
+            self.write(items);
+        }
+        if !self.retained.is_empty() {
+            let items = std::mem::take(&mut self.retained);
+            self.write(items);
+        }
+    }
+
+    fn write(&mut self, mut items: Vec<Item>) {
+        let started = Instant::now();
+        match self.commit(&mut items) {
+            Ok(placed) => {
+                let records = placed
+                    .iter()
+                    .filter(|place| matches!(place, Ok(Some(_))))
+                    .count();
+                (self.on_commit)(CommitStats {
+                    records,
+                    duration: started.elapsed(),
+                });
+                items
+                    .into_iter()
+                    .zip(placed)
+                    .for_each(|(item, place)| self.tell(item, place));
+            }
+            Err(failure) => {
+                self.broken = true;
+                self.fail(items, Arc::new(failure));
+            }
+        }
+    }
+
+    fn commit(&mut self, items: &mut [Item]) -> Result<Vec<Placed>, CommitFailure> {
+        if self.broken {
+            self.reopen()
+                .map_err(|error| CommitFailure::Reopen(Box::new(error)))?;
+        }
+        let shared = self.shared.clone();
+        let db = shared.db.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = db.as_ref() else {
+            return Err(redb::Error::DatabaseClosed.into());
+        };
+        let (head, placed) = store::commit(db, &self.key, &shared.tenant, self.head, items)?;
+        self.head = head;
+        Ok(placed)
+    }
+
+    /// Takes the log up again from what is on disk, as after a restart, but for the calls that are still under way.
+    fn reopen(&mut self) -> Result<(), OpenError> {
+        let mut db = self
+            .shared
+            .db
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *db = None;
+        let (opened, head) = log::take_up(&self.opener, &self.shared, &self.key, &self.live)?;
+        (*db, self.head, self.broken) = (Some(opened), head, false);
+        tracing::info!(tenant = %self.shared.tenant, "the audit log is writable again");
+        Ok(())
+    }
+
+    fn tell(&mut self, item: Item, place: Placed) {
+        match (item.record.kind, item.record.intent) {
+            (Kind::Outcome, Some(intent)) => drop(self.live.remove(&intent)),
+            (Kind::Intent, _) => drop(place.as_ref().map(|index| self.live.extend(*index))),
+            _ => {}
+        }
+        match (item.reply, place) {
+            (Reply::Nobody, Ok(_)) => {}
+            (Reply::Nobody, Err(error)) => {
+                tracing::error!(tenant = %self.shared.tenant, %error, "an outcome could not be recorded");
+            }
+            (reply, Err(error)) => reply.fail(error),
+            (reply, Ok(None)) => reply.fail(AuditError::Closed),
+            // A caller that went away drops its answer; an `Owed` in it records `aborted`.
+            (Reply::Index(caller), Ok(Some(index))) => drop(caller.send(Ok(index))),
+            (Reply::Intent(caller), Ok(Some(index))) => {
+                let template = item.record.outcome(index, item.record.at);
+                drop(caller.send(Ok(Owed::new(self.shared.clone(), index, template))));
+            }
+        }
+    }
+
+    /// Nothing of the batch counts. Callers are refused; outcomes wait for the next try.
+    fn fail(&mut self, items: Vec<Item>, failure: Arc<CommitFailure>) {
+        tracing::error!(tenant = %self.shared.tenant, error = %failure, records = items.len(), "the audit log cannot be written");
+        for item in items {
+            match item.reply {
+                Reply::Nobody => self.retained.push(item),
+                reply => reply.fail(AuditError::Commit(failure.clone())),
+            }
+        }
+    }
+}
+
+/// However the thread ends, nobody waits for it any longer.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.queue.abandon();
+    }
+}
