@@ -2,3 +2,10 @@
 //! Drives the product as its users do, through the `sluice` binary alone; depends on none of our crates.
 //! Invariant: whatever an instance made is gone when it is dropped, and what a killed run left is removed by the next.
 #![forbid(unsafe_code)]
+
+pub mod demo;
+pub mod instance;
+pub mod leftovers;
+pub mod output;
+pub mod pki;
+pub mod upstream;

@@ -1,0 +1,169 @@
+//! What a run that died has left: a daemon, workloads in its cgroup, pinned programs, mounts and files.
+//! Called by every instance at its own end, and by `cargo xtask test` for the instances of dead owners.
+//! Invariant: only what carries an instance's own name is touched, and only if that instance's owner is gone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+/// In an instance's directory: the pid of its daemon.
+pub(crate) const DAEMON_PID: &str = "daemon.pid";
+
+const PREFIX: &str = "sluice-test-";
+
+/// Where instances live.
+pub(crate) fn base() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// An instance's directory carries its owner's pid.
+pub(crate) fn name(owner: u32, number: u32) -> String {
+    format!("{PREFIX}{owner}-{number}")
+}
+
+/// Removes every instance whose owner is dead, and says how many there were.
+#[must_use]
+pub fn clean() -> usize {
+    let mut removed = 0;
+    let Ok(entries) = fs::read_dir(base()) else {
+        return 0;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !is_ours(pid)) {
+            remove(&entry.path(), false);
+            removed += 1;
+        }
+    }
+    removed
+}
+
+/// Whether this pid is a test program of this workspace; pids are used again by others.
+fn is_ours(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
+        let environ = String::from_utf8_lossy(&environ).into_owned();
+        environ.contains("CARGO") || environ.contains("NEXTEST") || environ.contains("SLUICE")
+    })
+}
+
+/// Ends everything of one instance and removes what it made.
+pub(crate) fn remove(root: &Path, keep_files: bool) {
+    kill_daemon(root);
+    let name = instance_name(&root.join("run"));
+    if let Some(cgroup) = cgroup2().map(|mount| mount.join(&name)) {
+        remove_cgroup(&cgroup);
+    }
+    drop(fs::remove_dir_all(Path::new("/sys/fs/bpf").join(&name)));
+    unmount_below(root);
+    if !keep_files {
+        drop(fs::remove_dir_all(root));
+    }
+}
+
+/// The name of the instance's cgroup and pins: the daemon derives it from the runtime directory.
+#[must_use]
+pub fn instance_name(runtime: &Path) -> String {
+    let digest = Sha256::digest(runtime.as_os_str().as_encoded_bytes());
+    let hex: String = digest
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("sluice-{hex}")
+}
+
+/// Kills the daemon of a run that died, if that pid is still a `sluice` of this very directory.
+fn kill_daemon(root: &Path) {
+    let Ok(pid) = fs::read_to_string(root.join(DAEMON_PID)) else {
+        return;
+    };
+    let environ = fs::read(format!("/proc/{}/environ", pid.trim())).unwrap_or_default();
+    let here = format!("SLUICE_RUNTIME_DIR={}", root.join("run").display());
+    if !String::from_utf8_lossy(&environ)
+        .split('\0')
+        .any(|entry| entry == here)
+    {
+        return;
+    }
+    if let Some(pid) = pid
+        .trim()
+        .parse()
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// Where cgroup v2 is mounted: not always at /sys/fs/cgroup.
+#[must_use]
+pub fn cgroup2() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let place = words.nth(1)?;
+        (words.next()? == "cgroup2").then(|| PathBuf::from(place))
+    })
+}
+
+/// Kills what runs in a cgroup and removes it with all below.
+fn remove_cgroup(cgroup: &Path) {
+    if !cgroup.is_dir() {
+        return;
+    }
+    drop(fs::write(cgroup.join("cgroup.kill"), "1"));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !remove_tree(cgroup) && Instant::now() < deadline {
+        // Killed processes leave the cgroup a moment later.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Removes the directories of a cgroup, deepest first; its files are the kernel's.
+fn remove_tree(cgroup: &Path) -> bool {
+    let children = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_tree(&child.path());
+    }
+    fs::remove_dir(cgroup).is_ok()
+}
+
+fn unmount_below(root: &Path) {
+    let Ok(mounts) = fs::read_to_string("/proc/mounts") else {
+        return;
+    };
+    let below = mounts
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .map(PathBuf::from)
+        .filter(|place| place.starts_with(root));
+    let mut places: Vec<PathBuf> = below.collect();
+    places.reverse();
+    for place in places {
+        let _ = rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_of_a_dead_owner_is_removed_and_one_of_a_live_owner_is_not() {
+        // Pids end at 4194304, so this one never lives.
+        let dead = base().join(name(4_194_305, 0));
+        let alive = base().join(name(std::process::id(), 999));
+        for dir in [&dead, &alive] {
+            fs::create_dir_all(dir.join("run")).unwrap();
+        }
+        let removed = clean();
+        let kept = alive.is_dir();
+        fs::remove_dir_all(&alive).unwrap();
+        assert!(removed >= 1 && !dead.exists() && kept);
+    }
+}
