@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::canonical::Canonical;
 use crate::decision::Held;
 use crate::{
-    AgentId, ApprovalId, Approver, Call, CapabilityId, ConnectionName, Digest, Group, Owner, PolicyId, PolicyVersion,
-    Timestamp, Value,
+    AgentId, ApprovalId, Approver, Call, CapabilityId, ConnectionName, Digest, Group, Owner,
+    PolicyId, PolicyVersion, Timestamp, Value,
 };
 
 /// A held call and the answers to it so far. Stored as it is by the audit log.
@@ -199,10 +199,21 @@ impl Approval {
         if self.is_own_agent(&answer.approver) {
             return Err(AnswerError::OwnAgent(answer.approver));
         }
-        if !answer.groups.iter().any(|group| self.groups.contains(group)) {
-            return Err(AnswerError::NotAMember { approver: answer.approver, asked: self.groups.clone() });
+        if !answer
+            .groups
+            .iter()
+            .any(|group| self.groups.contains(group))
+        {
+            return Err(AnswerError::NotAMember {
+                approver: answer.approver,
+                asked: self.groups.clone(),
+            });
         }
-        if self.answers.iter().any(|earlier| same_name(earlier.approver.as_str(), answer.approver.as_str())) {
+        if self
+            .answers
+            .iter()
+            .any(|earlier| same_name(earlier.approver.as_str(), answer.approver.as_str()))
+        {
             return Err(AnswerError::AlreadyAnswered(answer.approver));
         }
 
@@ -232,7 +243,12 @@ impl Approval {
     /// # Errors
     /// The state that stands in the way. `Approved` means: approved, but for another call, other
     /// content or under other policies; the approval stays as it is.
-    pub fn take(&mut self, held: &Held, body: &Digest, now: Timestamp) -> Result<Grant, ApprovalState> {
+    pub fn take(
+        &mut self,
+        held: &Held,
+        body: &Digest,
+        now: Timestamp,
+    ) -> Result<Grant, ApprovalState> {
         self.expire(now);
         if self.state != ApprovalState::Approved {
             return Err(self.state);
@@ -256,14 +272,23 @@ impl Approval {
     /// What each asked group still lacks, for people: (group, approvals so far, approvals needed).
     pub fn progress(&self) -> Vec<(Group, u32, u32)> {
         let needed = self.quorum.max(1);
-        self.groups.iter().map(|group| (group.clone(), self.approvals_of(group), needed)).collect()
+        self.groups
+            .iter()
+            .map(|group| (group.clone(), self.approvals_of(group), needed))
+            .collect()
     }
 
     fn is_satisfied(&self) -> bool {
-        let denied = self.answers.iter().any(|answer| answer.verdict == Verdict::Deny);
+        let denied = self
+            .answers
+            .iter()
+            .any(|answer| answer.verdict == Verdict::Deny);
         !denied
             && !self.groups.is_empty()
-            && self.groups.iter().all(|group| self.approvals_of(group) >= self.quorum.max(1))
+            && self
+                .groups
+                .iter()
+                .all(|group| self.approvals_of(group) >= self.quorum.max(1))
     }
 
     /// Distinct members of `group` that said yes, the owner and the agent never counted.
@@ -340,5 +365,9 @@ fn local_part(name: &str) -> &str {
 }
 
 fn list(groups: &[Group]) -> String {
-    groups.iter().map(Group::as_str).collect::<Vec<_>>().join(", ")
+    groups
+        .iter()
+        .map(Group::as_str)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

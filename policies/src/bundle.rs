@@ -46,7 +46,9 @@ impl Bundle {
         let mut connectors = Vec::new();
         let mut notices = Vec::new();
         for source in &sources.connectors {
-            let Some(connector) = problems.keep(Connector::parse(source)) else { continue };
+            let Some(connector) = problems.keep(Connector::parse(source)) else {
+                continue;
+            };
             notices.extend(replaces_shipped(source, &connector)?);
             connectors.push(connector);
         }
@@ -61,10 +63,18 @@ impl Bundle {
             return Err(problems);
         };
         let engine = problems.keep(Engine::build(&catalogue, rules));
-        let Some(engine) = engine.filter(|_| problems.0.is_empty()) else { return Err(problems) };
+        let Some(engine) = engine.filter(|_| problems.0.is_empty()) else {
+            return Err(problems);
+        };
         notices.extend_from_slice(engine.notices());
         let version = version(sources, &engine);
-        Ok(Bundle { catalogue, engine, version, notices, sources: Arc::new(sources.clone()) })
+        Ok(Bundle {
+            catalogue,
+            engine,
+            version,
+            notices,
+            sources: Arc::new(sources.clone()),
+        })
     }
 
     /// The digest over everything that decides: the operator's files, what is shipped, and the schema made of them.
@@ -127,7 +137,12 @@ impl Bundle {
     ///
     /// # Errors
     /// `HostUnknown`, `Unmapped`, `AmbiguousRequest` or `MalformedRequest`, with what to ask for.
-    pub fn call(&self, agent: &AgentId, at: &Endpoint, request: &RequestView<'_>) -> Result<Call, Refused> {
+    pub fn call(
+        &self,
+        agent: &AgentId,
+        at: &Endpoint,
+        request: &RequestView<'_>,
+    ) -> Result<Call, Refused> {
         self.catalogue.call(agent, at, request)
     }
 
@@ -141,7 +156,10 @@ impl Bundle {
 }
 
 /// Says so where an operator's connector takes a shipped one's place.
-fn replaces_shipped(source: &Source, connector: &Connector) -> Result<Option<Diagnostic>, Diagnostics> {
+fn replaces_shipped(
+    source: &Source,
+    connector: &Connector,
+) -> Result<Option<Diagnostic>, Diagnostics> {
     let shipped = Connector::shipped()?;
     let replaced = shipped.iter().any(|one| one.id() == connector.id());
     let message = || format!("replaces the shipped connector `{}`", connector.id());

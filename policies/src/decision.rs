@@ -8,7 +8,10 @@ use std::time::Duration;
 use crate::approval::{self, Grant};
 use crate::bundle::Bundle;
 use crate::cedar::Outcome;
-use crate::{Agent, ApprovalId, Call, CredentialId, Digest, Group, PolicyId, PolicyVersion, Reason, Timestamp};
+use crate::{
+    Agent, ApprovalId, Call, CredentialId, Digest, Group, PolicyId, PolicyVersion, Reason,
+    Timestamp,
+};
 
 /// What holds at the moment of a decision and is not in the bundle or the call.
 #[derive(Debug, Clone, Copy)]
@@ -179,7 +182,12 @@ impl Bundle {
     pub fn decide(&self, call: Call, facts: &Facts, grant: Option<Grant>) -> Decision {
         if facts.disabled {
             let policies = self.engine().kill_switch();
-            return deny(call, Reason::AgentDisabled, policies, "this agent is disabled".to_owned());
+            return deny(
+                call,
+                Reason::AgentDisabled,
+                policies,
+                "this agent is disabled".to_owned(),
+            );
         }
         if let Err((reason, detail)) = self.still_stands(&call) {
             return deny(call, reason, Vec::new(), detail);
@@ -194,7 +202,11 @@ impl Bundle {
         match self.engine().decide(&call, facts.now, &BTreeSet::new()) {
             Outcome::Allow { policies } => self.allow(call, policies, None),
             Outcome::Hold { policies, ask } => self.hold(call, policies, ask),
-            Outcome::Deny { reason, policies, detail } => deny(call, reason, policies, detail),
+            Outcome::Deny {
+                reason,
+                policies,
+                detail,
+            } => deny(call, reason, policies, detail),
         }
     }
 
@@ -207,7 +219,11 @@ impl Bundle {
         match self.engine().decide(&call, facts.now, &groups) {
             Outcome::Allow { policies } => self.allow(call, policies, Some(approval)),
             Outcome::Hold { policies, ask } => self.hold(call, policies, ask),
-            Outcome::Deny { reason, policies, detail } => deny(call, reason, policies, detail),
+            Outcome::Deny {
+                reason,
+                policies,
+                detail,
+            } => deny(call, reason, policies, detail),
         }
     }
 
@@ -215,7 +231,10 @@ impl Bundle {
     /// carries must still be so, or a removed connection or an old credential would be lent.
     pub(crate) fn still_stands(&self, call: &Call) -> Result<&Agent, (Reason, String)> {
         let Some(agent) = self.agent(call.agent()) else {
-            return Err((Reason::AgentUnknown, format!("agent `{}` is not configured", call.agent())));
+            return Err((
+                Reason::AgentUnknown,
+                format!("agent `{}` is not configured", call.agent()),
+            ));
         };
         if offers(self, agent, call) {
             Ok(agent)
@@ -231,31 +250,65 @@ impl Bundle {
     }
 
     fn allow(&self, call: Call, policies: Vec<PolicyId>, approval: Option<ApprovalId>) -> Decision {
-        Decision::Allow(Permit { call, policies, version: self.version(), approval })
+        Decision::Allow(Permit {
+            call,
+            policies,
+            version: self.version(),
+            approval,
+        })
     }
 
     fn hold(&self, call: Call, policies: Vec<PolicyId>, ask: Ask) -> Decision {
-        Decision::Hold(Held { call, policies, ask, version: self.version() })
+        Decision::Hold(Held {
+            call,
+            policies,
+            ask,
+            version: self.version(),
+        })
     }
 }
 
 /// Whether the agent's connection still offers the call: same connector, credential, host, capability and risks.
 fn offers(bundle: &Bundle, agent: &Agent, call: &Call) -> bool {
-    let connection = agent.connections().iter().find(|one| one.name() == call.connection());
+    let connection = agent
+        .connections()
+        .iter()
+        .find(|one| one.name() == call.connection());
     let connection = connection.filter(|one| one.connector() == call.connector());
-    let (Some(connection), Some(connector)) = (connection, bundle.connector(call.connector())) else { return false };
+    let (Some(connection), Some(connector)) = (connection, bundle.connector(call.connector()))
+    else {
+        return false;
+    };
 
     let credential = connection.credential();
-    let credential = credential.map(|name| CredentialId { tenant: agent.id().tenant.clone(), name: name.clone() });
-    let hosts = if connection.hosts().is_empty() { connector.hosts() } else { connection.hosts() };
+    let credential = credential.map(|name| CredentialId {
+        tenant: agent.id().tenant.clone(),
+        name: name.clone(),
+    });
+    let hosts = if connection.hosts().is_empty() {
+        connector.hosts()
+    } else {
+        connection.hosts()
+    };
     let name = &call.capability().name;
     let limited = connection.capabilities();
     credential == call.credential()
         && hosts.iter().any(|host| host.matches(call.endpoint()))
-        && limited.is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(name.as_str())))
-        && connector.capability(name).is_some_and(|capability| capability.risks() == call.risks())
+        && limited.is_none_or(|patterns| {
+            patterns
+                .iter()
+                .any(|pattern| pattern.matches(name.as_str()))
+        })
+        && connector
+            .capability(name)
+            .is_some_and(|capability| capability.risks() == call.risks())
 }
 
 fn deny(call: Call, reason: Reason, policies: Vec<PolicyId>, detail: String) -> Decision {
-    Decision::Deny(Denied { reason, policies, detail, call })
+    Decision::Deny(Denied {
+        reason,
+        policies,
+        detail,
+        call,
+    })
 }

@@ -15,13 +15,20 @@ use crate::{Agent, Catalogue, Diagnostic, Diagnostics, Stage};
 pub(super) fn schema(text: &str) -> Result<Schema, Diagnostics> {
     let read = Schema::from_cedarschema_str(text);
     read.map(|(schema, _)| schema).map_err(|error| {
-        let source = crate::Source { path: "generated.cedarschema".into(), text: text.to_owned() };
+        let source = crate::Source {
+            path: "generated.cedarschema".into(),
+            text: text.to_owned(),
+        };
         located(&source, &error, error.to_string()).into()
     })
 }
 
 /// Validates every rule; what is not wrong but worth knowing comes back as notices.
-pub(super) fn rules(rules: &[Rule], schema: &Schema, catalogue: &Catalogue) -> Result<Vec<Diagnostic>, Diagnostics> {
+pub(super) fn rules(
+    rules: &[Rule],
+    schema: &Schema,
+    catalogue: &Catalogue,
+) -> Result<Vec<Diagnostic>, Diagnostics> {
     let mut problems = Diagnostics::default();
     let mut notices = Vec::new();
     let known = Known::of(catalogue, schema);
@@ -38,9 +45,17 @@ pub(super) fn rules(rules: &[Rule], schema: &Schema, catalogue: &Catalogue) -> R
 fn validate(rule: &Rule, schema: &Schema, misnamed: bool) -> Result<Vec<Diagnostic>, Diagnostics> {
     let set = policy_set(std::iter::once(rule))?;
     let result = Validator::new(schema.clone()).validate(&set, ValidationMode::Strict);
-    let errors = result.validation_errors().filter(|error| !(misnamed && is_about_names(error)));
-    let mut found: Vec<Diagnostic> = errors.map(|error| at_rule(rule, error, error.to_string())).collect();
-    found.extend(result.validation_warnings().map(|warning| at_rule(rule, warning, warning.to_string())));
+    let errors = result
+        .validation_errors()
+        .filter(|error| !(misnamed && is_about_names(error)));
+    let mut found: Vec<Diagnostic> = errors
+        .map(|error| at_rule(rule, error, error.to_string()))
+        .collect();
+    found.extend(
+        result
+            .validation_warnings()
+            .map(|warning| at_rule(rule, warning, warning.to_string())),
+    );
     // The same fault is found once per kind of request that the policy covers.
     found.dedup();
     Ok(found)
@@ -57,7 +72,14 @@ fn is_about_names(error: &ValidationError) -> bool {
 
 fn at_rule(rule: &Rule, error: &dyn miette::Diagnostic, message: String) -> Diagnostic {
     let diagnostic = located(&rule.source, error, message);
-    if error.labels().is_some() { diagnostic } else { Diagnostic { hint: diagnostic.hint, ..rule.diagnostic(diagnostic.message) } }
+    if error.labels().is_some() {
+        diagnostic
+    } else {
+        Diagnostic {
+            hint: diagnostic.hint,
+            ..rule.diagnostic(diagnostic.message)
+        }
+    }
 }
 
 /// The entities that exist, as policies write them.
@@ -75,12 +97,27 @@ impl Known {
         for agent in catalogue.agents() {
             here.push(names::agent(agent.id()));
             here.push(names::tenant(&agent.id().tenant));
-            here.extend(agent.connections().iter().map(|one| names::connection(agent.id(), one.name())));
+            here.extend(
+                agent
+                    .connections()
+                    .iter()
+                    .map(|one| names::connection(agent.id(), one.name())),
+            );
         }
         Self {
-            actions: schema.actions().chain(schema.action_groups()).cloned().collect(),
-            connectors: catalogue.connectors().map(|connector| names::connector(connector.id())).collect(),
-            stages: Stage::ALL.iter().map(|stage| names::stage(*stage)).collect(),
+            actions: schema
+                .actions()
+                .chain(schema.action_groups())
+                .cloned()
+                .collect(),
+            connectors: catalogue
+                .connectors()
+                .map(|connector| names::connector(connector.id()))
+                .collect(),
+            stages: Stage::ALL
+                .iter()
+                .map(|stage| names::stage(*stage))
+                .collect(),
             here,
         }
     }
@@ -126,12 +163,18 @@ fn nearest(uid: &EntityUid, known: &[EntityUid]) -> Option<String> {
     let text = uid.to_string();
     let known: Vec<String> = known.iter().map(ToString::to_string).collect();
     let of_type = format!("{}::", uid.type_name());
-    let same_type = known.iter().filter(|one| one.starts_with(&of_type)).map(String::as_str);
+    let same_type = known
+        .iter()
+        .filter(|one| one.starts_with(&of_type))
+        .map(String::as_str);
     did_you_mean(&text, same_type).or_else(|| did_you_mean(&text, known.iter().map(String::as_str)))
 }
 
 /// An agent without entities: nothing in a file leads here, so it is said plainly.
 pub(super) fn no_entities(agent: &Agent, error: &SubjectError) -> Diagnostics {
-    let message = format!("the agent `{}` cannot be shown to the policies: {error}", agent.id());
+    let message = format!(
+        "the agent `{}` cannot be shown to the policies: {error}",
+        agent.id()
+    );
     agent.place().diagnostic(message).into()
 }

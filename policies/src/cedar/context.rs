@@ -35,20 +35,40 @@ pub(super) fn request(
 ) -> Result<Request, RequestError> {
     let resource = subject.connections.get(call.connection());
     let resource = resource.ok_or_else(|| RequestError::Connection(call.connection().clone()))?;
-    let approvals = approvals.iter().map(|group| RestrictedExpression::new_entity_uid(names::group(group)));
+    let approvals = approvals
+        .iter()
+        .map(|group| RestrictedExpression::new_entity_uid(names::group(group)));
     let context = Context::from_pairs([
-        ("approvals".to_owned(), RestrictedExpression::new_set(approvals)),
-        ("host".to_owned(), RestrictedExpression::new_string(call.endpoint().host.to_string())),
-        ("now".to_owned(), RestrictedExpression::new_long(now.as_millis())),
+        (
+            "approvals".to_owned(),
+            RestrictedExpression::new_set(approvals),
+        ),
+        (
+            "host".to_owned(),
+            RestrictedExpression::new_string(call.endpoint().host.to_string()),
+        ),
+        (
+            "now".to_owned(),
+            RestrictedExpression::new_long(now.as_millis()),
+        ),
         ("params".to_owned(), params(call)?),
     ]);
     let context = context.map_err(Box::new)?;
-    let request = Request::new(subject.uid.clone(), action.uid.clone(), resource.clone(), context, Some(schema));
+    let request = Request::new(
+        subject.uid.clone(),
+        action.uid.clone(),
+        resource.clone(),
+        context,
+        Some(schema),
+    );
     Ok(request.map_err(Box::new)?)
 }
 
 fn params(call: &Call) -> Result<RestrictedExpression, Box<cedar_policy::ContextCreationError>> {
-    let params = call.params().iter().map(|(name, value)| (name.clone(), expression(value)));
+    let params = call
+        .params()
+        .iter()
+        .map(|(name, value)| (name.clone(), expression(value)));
     let params = RestrictedExpression::new_record(params);
     params.map_err(|error| Box::new(cedar_policy::ContextCreationError::from(error)))
 }

@@ -8,7 +8,9 @@ use cedar_policy::entities_errors::EntitiesError;
 use cedar_policy::{Entities, Entity, EntityAttrEvaluationError, EntityUid, RestrictedExpression};
 
 use super::names;
-use crate::{Agent, AgentId, CapabilityId, Catalogue, Connection, ConnectionName, Group, Risk, Stage};
+use crate::{
+    Agent, AgentId, CapabilityId, Catalogue, Connection, ConnectionName, Group, Risk, Stage,
+};
 
 /// Why an agent has no entities. None is known to happen: names are checked and the hierarchy is ours.
 #[derive(Debug, thiserror::Error)]
@@ -32,25 +34,50 @@ pub(super) struct Subject {
 
 impl Subject {
     /// The agent at `stage`, whatever its file says: `explain` asks what another stage would change.
-    pub(super) fn build(catalogue: &Catalogue, agent: &Agent, stage: Stage, disabled: bool) -> Result<Self, SubjectError> {
+    pub(super) fn build(
+        catalogue: &Catalogue,
+        agent: &Agent,
+        stage: Stage,
+        disabled: bool,
+    ) -> Result<Self, SubjectError> {
         let uid = names::agent(agent.id());
         let connections = agent.connections().iter();
-        let connections = connections.map(|one| (one.name().clone(), names::connection(agent.id(), one.name()))).collect();
+        let connections = connections
+            .map(|one| {
+                (
+                    one.name().clone(),
+                    names::connection(agent.id(), one.name()),
+                )
+            })
+            .collect();
 
         let mut entities = stages();
         entities.push(principal(agent, stage, disabled)?);
         entities.push(Entity::with_uid(names::tenant(&agent.id().tenant)));
         let groups: HashSet<&Group> = agent.groups().iter().collect();
-        entities.extend(groups.into_iter().map(|group| Entity::with_uid(names::group(group))));
+        entities.extend(
+            groups
+                .into_iter()
+                .map(|group| Entity::with_uid(names::group(group))),
+        );
         for connection in agent.connections() {
             entities.push(resource(agent.id(), connection)?);
         }
         entities.extend(connectors(catalogue, agent));
-        entities.extend(Risk::ALL.iter().map(|risk| Entity::with_uid(names::risk(*risk))));
+        entities.extend(
+            Risk::ALL
+                .iter()
+                .map(|risk| Entity::with_uid(names::risk(*risk))),
+        );
 
         // Without a schema: it would add the actions of every connector to every agent. A test checks that the entities conform.
         let entities = Entities::from_entities(entities, None).map_err(Box::new)?;
-        Ok(Self { uid, stage, connections, entities })
+        Ok(Self {
+            uid,
+            stage,
+            connections,
+            entities,
+        })
     }
 }
 
@@ -58,14 +85,33 @@ impl Subject {
 fn stages() -> Vec<Entity> {
     let below = std::iter::once(None).chain(Stage::ALL.iter().map(Some));
     let nested = Stage::ALL.iter().zip(below);
-    nested.map(|(stage, below)| Entity::new_no_attrs(names::stage(*stage), below.map(|below| names::stage(*below)).into_iter().collect())).collect()
+    nested
+        .map(|(stage, below)| {
+            Entity::new_no_attrs(
+                names::stage(*stage),
+                below
+                    .map(|below| names::stage(*below))
+                    .into_iter()
+                    .collect(),
+            )
+        })
+        .collect()
 }
 
 fn principal(agent: &Agent, stage: Stage, disabled: bool) -> Result<Entity, SubjectError> {
     let attributes = HashMap::from([
-        ("disabled".to_owned(), RestrictedExpression::new_bool(disabled)),
-        ("name".to_owned(), RestrictedExpression::new_string(agent.id().name.to_string())),
-        ("owner".to_owned(), RestrictedExpression::new_string(agent.owner().to_string())),
+        (
+            "disabled".to_owned(),
+            RestrictedExpression::new_bool(disabled),
+        ),
+        (
+            "name".to_owned(),
+            RestrictedExpression::new_string(agent.id().name.to_string()),
+        ),
+        (
+            "owner".to_owned(),
+            RestrictedExpression::new_string(agent.owner().to_string()),
+        ),
     ]);
     let mut parents: HashSet<EntityUid> = agent.groups().iter().map(names::group).collect();
     parents.insert(names::stage(stage));
@@ -75,16 +121,31 @@ fn principal(agent: &Agent, stage: Stage, disabled: bool) -> Result<Entity, Subj
 
 fn resource(agent: &AgentId, connection: &Connection) -> Result<Entity, SubjectError> {
     let name = RestrictedExpression::new_string(connection.name().to_string());
-    let parents = HashSet::from([names::connector(connection.connector()), names::tenant(&agent.tenant)]);
+    let parents = HashSet::from([
+        names::connector(connection.connector()),
+        names::tenant(&agent.tenant),
+    ]);
     let attributes = HashMap::from([("name".to_owned(), name)]);
-    Ok(Entity::new(names::connection(agent, connection.name()), attributes, parents).map_err(Box::new)?)
+    Ok(Entity::new(
+        names::connection(agent, connection.name()),
+        attributes,
+        parents,
+    )
+    .map_err(Box::new)?)
 }
 
 /// The connectors that the agent's connections use, and an action for each of their capabilities.
 fn connectors(catalogue: &Catalogue, agent: &Agent) -> Vec<Entity> {
-    let used: HashSet<_> = agent.connections().iter().map(Connection::connector).collect();
+    let used: HashSet<_> = agent
+        .connections()
+        .iter()
+        .map(Connection::connector)
+        .collect();
     let mut entities = Vec::new();
-    for connector in catalogue.connectors().filter(|connector| used.contains(connector.id())) {
+    for connector in catalogue
+        .connectors()
+        .filter(|connector| used.contains(connector.id()))
+    {
         entities.push(Entity::with_uid(names::connector(connector.id())));
         let capabilities = connector.capabilities().iter();
         entities.extend(capabilities.filter_map(|one| action(one.id(), one.risks())));

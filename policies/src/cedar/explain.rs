@@ -11,7 +11,9 @@ use super::entities::Subject;
 use super::{Engine, Outcome};
 use crate::bundle::Bundle;
 use crate::decision::{Ask, Facts};
-use crate::{Agent, AgentId, Call, CapabilityId, Group, PolicyId, Reason, Risk, Stage, Timestamp, Value};
+use crate::{
+    Agent, AgentId, Call, CapabilityId, Group, PolicyId, Reason, Risk, Stage, Timestamp, Value,
+};
 
 /// A decision with everything that led to it. No proof: nothing leaves on the strength of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,17 +90,34 @@ impl Bundle {
         match self.still_stands(call) {
             Ok(agent) => self.explain_as(agent, call, facts, agent.stage(), &BTreeSet::new()),
             Err((reason, detail)) => {
-                let outcome = Outcome::Deny { reason, policies: Vec::new(), detail };
-                let stage = self.agent(call.agent()).map_or(Stage::Observe, Agent::stage);
+                let outcome = Outcome::Deny {
+                    reason,
+                    policies: Vec::new(),
+                    detail,
+                };
+                let stage = self
+                    .agent(call.agent())
+                    .map_or(Stage::Observe, Agent::stage);
                 self.engine().explanation(call, stage, outcome)
             }
         }
     }
 
     /// The same, were the agent at `stage` and had `approvals` been given.
-    pub(crate) fn explain_as(&self, agent: &Agent, call: &Call, facts: &Facts, stage: Stage, approvals: &BTreeSet<Group>) -> Explanation {
+    pub(crate) fn explain_as(
+        &self,
+        agent: &Agent,
+        call: &Call,
+        facts: &Facts,
+        stage: Stage,
+        approvals: &BTreeSet<Group>,
+    ) -> Explanation {
         let outcome_at = |stage| self.outcome_at(agent, call, facts, stage, approvals);
-        let lowest = |fits: fn(&Outcome) -> bool| Stage::ALL.into_iter().find(|stage| fits(&outcome_at(*stage)));
+        let lowest = |fits: fn(&Outcome) -> bool| {
+            Stage::ALL
+                .into_iter()
+                .find(|stage| fits(&outcome_at(*stage)))
+        };
         Explanation {
             stage_to_allow: lowest(|outcome| matches!(outcome, Outcome::Allow { .. })),
             stage_to_ask: lowest(|outcome| !matches!(outcome, Outcome::Deny { .. })),
@@ -106,19 +125,40 @@ impl Bundle {
         }
     }
 
-    fn outcome_at(&self, agent: &Agent, call: &Call, facts: &Facts, stage: Stage, approvals: &BTreeSet<Group>) -> Outcome {
+    fn outcome_at(
+        &self,
+        agent: &Agent,
+        call: &Call,
+        facts: &Facts,
+        stage: Stage,
+        approvals: &BTreeSet<Group>,
+    ) -> Outcome {
         match Subject::build(self.catalogue(), agent, stage, facts.disabled) {
-            Ok(subject) => self.engine().decide_as(&subject, call, facts.now, approvals),
-            Err(error) => Outcome::Deny { reason: Reason::PolicyError, policies: Vec::new(), detail: error.to_string() },
+            Ok(subject) => self
+                .engine()
+                .decide_as(&subject, call, facts.now, approvals),
+            Err(error) => Outcome::Deny {
+                reason: Reason::PolicyError,
+                policies: Vec::new(),
+                detail: error.to_string(),
+            },
         }
     }
 }
 
 impl Engine {
     /// Decides for a subject that is not the bundle's own: another stage, or disabled.
-    fn decide_as(&self, subject: &Subject, call: &Call, now: Timestamp, approvals: &BTreeSet<Group>) -> Outcome {
+    fn decide_as(
+        &self,
+        subject: &Subject,
+        call: &Call,
+        now: Timestamp,
+        approvals: &BTreeSet<Group>,
+    ) -> Outcome {
         match self.slices.action(call.capability()) {
-            Some(action) => self.two_passes(subject, action, &action.policies, call, now, approvals),
+            Some(action) => {
+                self.two_passes(subject, action, &action.policies, call, now, approvals)
+            }
             None => self.decide(call, now, approvals),
         }
     }
@@ -126,10 +166,20 @@ impl Engine {
     fn explanation(&self, call: &Call, stage: Stage, outcome: Outcome) -> Explanation {
         let (decision, reason, policies, detail, ask) = match outcome {
             Outcome::Allow { policies } => (Ruling::Allow, None, policies, String::new(), None),
-            Outcome::Deny { reason, policies, detail } => (Ruling::Deny, Some(reason), policies, detail, None),
+            Outcome::Deny {
+                reason,
+                policies,
+                detail,
+            } => (Ruling::Deny, Some(reason), policies, detail, None),
             Outcome::Hold { policies, ask } => {
                 let detail = self.whys(&policies);
-                (Ruling::Hold, Some(Reason::ApprovalRequired), policies, detail, Some(ask))
+                (
+                    Ruling::Hold,
+                    Some(Reason::ApprovalRequired),
+                    policies,
+                    detail,
+                    Some(ask),
+                )
             }
         };
         Explanation {
@@ -141,7 +191,10 @@ impl Engine {
             decision,
             reason,
             detail,
-            policies: policies.iter().filter_map(|id| self.determining(id)).collect(),
+            policies: policies
+                .iter()
+                .filter_map(|id| self.determining(id))
+                .collect(),
             approval: ask.map(NeededApproval::from),
             stage_to_allow: None,
             stage_to_ask: None,
@@ -163,7 +216,11 @@ impl Engine {
 
 impl From<Ask> for NeededApproval {
     fn from(ask: Ask) -> Self {
-        Self { groups: ask.groups, within_seconds: ask.within.as_secs(), quorum: ask.quorum }
+        Self {
+            groups: ask.groups,
+            within_seconds: ask.within.as_secs(),
+            quorum: ask.quorum,
+        }
     }
 }
 
@@ -181,7 +238,11 @@ impl fmt::Display for Ruling {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let risks: Vec<&str> = self.risks.iter().map(|risk| risk.as_str()).collect();
-        write!(f, "{}: {} by {} (stage {})", self.decision, self.capability, self.agent, self.stage)?;
+        write!(
+            f,
+            "{}: {} by {} (stage {})",
+            self.decision, self.capability, self.agent, self.stage
+        )?;
         write!(f, "\n  risk: {}", risks.join(", "))?;
         for (name, value) in &self.params {
             write!(f, "\n  param {name} = {value}")?;
@@ -198,9 +259,13 @@ impl fmt::Display for Explanation {
         match (self.decision, self.stage_to_ask, self.stage_to_allow) {
             (Ruling::Allow, ..) => Ok(()),
             (_, None, _) => write!(f, "\n  no stage would be enough"),
-            (Ruling::Hold, _, Some(stage)) => write!(f, "\n  at stage {stage} it would go without asking"),
+            (Ruling::Hold, _, Some(stage)) => {
+                write!(f, "\n  at stage {stage} it would go without asking")
+            }
             (Ruling::Hold, _, None) => write!(f, "\n  at every stage it would be asked for"),
-            (Ruling::Deny, Some(ask), Some(allow)) if ask == allow => write!(f, "\n  at stage {allow} it would go"),
+            (Ruling::Deny, Some(ask), Some(allow)) if ask == allow => {
+                write!(f, "\n  at stage {allow} it would go")
+            }
             (Ruling::Deny, Some(ask), allow) => {
                 write!(f, "\n  at stage {ask} it would be held for a person")?;
                 allow.map_or(Ok(()), |allow| write!(f, ", at stage {allow} it would go"))
@@ -223,7 +288,16 @@ impl fmt::Display for DeterminingPolicy {
 impl fmt::Display for NeededApproval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups: Vec<&str> = self.groups.iter().map(Group::as_str).collect();
-        let each = if self.quorum == 1 { "one approver".to_owned() } else { format!("{} approvers", self.quorum) };
-        write!(f, "{each} of {}, within {} s", groups.join(" and of "), self.within_seconds)
+        let each = if self.quorum == 1 {
+            "one approver".to_owned()
+        } else {
+            format!("{} approvers", self.quorum)
+        };
+        write!(
+            f,
+            "{each} of {}, within {} s",
+            groups.join(" and of "),
+            self.within_seconds
+        )
     }
 }

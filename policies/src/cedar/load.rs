@@ -12,13 +12,19 @@ use crate::{Diagnostic, Diagnostics, PolicyId, Source};
 
 /// The shipped policies: the files of `policies/default`. A test compares the list with the directory.
 pub(crate) const SHIPPED: [(&str, &str); 3] = [
-    ("kill-switch.cedar", include_str!("../../default/kill-switch.cedar")),
+    (
+        "kill-switch.cedar",
+        include_str!("../../default/kill-switch.cedar"),
+    ),
     ("risk.cedar", include_str!("../../default/risk.cedar")),
     ("stages.cedar", include_str!("../../default/stages.cedar")),
 ];
 
 /// Every rule of the bundle, and a notice for each shipped one that is replaced.
-pub(crate) fn load(operator: &[Source], problems: &mut Diagnostics) -> (Vec<Rule>, Vec<Diagnostic>) {
+pub(crate) fn load(
+    operator: &[Source],
+    problems: &mut Diagnostics,
+) -> (Vec<Rule>, Vec<Diagnostic>) {
     let mut rules = shipped(problems);
     let mut own = Vec::new();
     for source in operator {
@@ -28,13 +34,22 @@ pub(crate) fn load(operator: &[Source], problems: &mut Diagnostics) -> (Vec<Rule
 
     let mut notices = Vec::new();
     for rule in &own {
-        let Some(replaced) = rules.iter().find(|shipped| shipped.id == rule.id) else { continue };
+        let Some(replaced) = rules.iter().find(|shipped| shipped.id == rule.id) else {
+            continue;
+        };
         if rule.id.as_str() == KILL_SWITCH {
             let hint = "give the policy another `@id`; a forbid of yours adds to the kill switch";
-            problems.0.push(rule.diagnostic("the kill switch cannot be replaced").hint(hint));
+            problems.0.push(
+                rule.diagnostic("the kill switch cannot be replaced")
+                    .hint(hint),
+            );
         } else {
             let file = replaced.file();
-            let message = format!("replaces the shipped policy `{}` of {}", rule.id, file.display());
+            let message = format!(
+                "replaces the shipped policy `{}` of {}",
+                rule.id,
+                file.display()
+            );
             notices.push(rule.diagnostic(message));
         }
     }
@@ -46,7 +61,10 @@ pub(crate) fn load(operator: &[Source], problems: &mut Diagnostics) -> (Vec<Rule
 fn shipped(problems: &mut Diagnostics) -> Vec<Rule> {
     let mut rules = Vec::new();
     for (name, text) in SHIPPED {
-        let source = Source { path: Path::new("default").join(name), text: text.to_owned() };
+        let source = Source {
+            path: Path::new("default").join(name),
+            text: text.to_owned(),
+        };
         rules.extend(parse(&Arc::new(source), true, problems));
     }
     rules
@@ -59,8 +77,15 @@ fn used_twice(rules: &[Rule]) -> Vec<Diagnostic> {
     for rule in rules {
         if let Some(earlier) = first.get(&rule.id) {
             let (file, line) = (earlier.file(), earlier.line());
-            let message = format!("the `@id` `{}` is taken by {}:{line}", rule.id, file.display());
-            problems.push(rule.diagnostic(message).hint("every policy has an id of its own"));
+            let message = format!(
+                "the `@id` `{}` is taken by {}:{line}",
+                rule.id,
+                file.display()
+            );
+            problems.push(
+                rule.diagnostic(message)
+                    .hint("every policy has an id of its own"),
+            );
         } else {
             first.insert(&rule.id, rule);
         }

@@ -54,7 +54,9 @@ use std::time::Duration;
 use cedar_policy::{Authorizer, PolicySet, Schema};
 
 use crate::decision::Ask;
-use crate::{AgentId, Call, Catalogue, Diagnostic, Diagnostics, Group, PolicyId, Reason, Timestamp};
+use crate::{
+    AgentId, Call, Catalogue, Diagnostic, Diagnostics, Group, PolicyId, Reason, Timestamp,
+};
 use entities::Subject;
 use rules::Rule;
 use slice::{Action, Slices};
@@ -81,9 +83,18 @@ pub(crate) struct Engine {
 /// What two passes come to, without the proofs that `Bundle::decide` adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    Allow { policies: Vec<PolicyId> },
-    Deny { reason: Reason, policies: Vec<PolicyId>, detail: String },
-    Hold { policies: Vec<PolicyId>, ask: Ask },
+    Allow {
+        policies: Vec<PolicyId>,
+    },
+    Deny {
+        reason: Reason,
+        policies: Vec<PolicyId>,
+        detail: String,
+    },
+    Hold {
+        policies: Vec<PolicyId>,
+        ask: Ask,
+    },
 }
 
 /// One evaluation. Policies are sorted.
@@ -103,10 +114,23 @@ impl Engine {
         let mut subjects = HashMap::new();
         for agent in catalogue.agents() {
             let subject = Subject::build(catalogue, agent, agent.stage(), false);
-            subjects.insert(agent.id().clone(), subject.map_err(|error| check::no_entities(agent, &error))?);
+            subjects.insert(
+                agent.id().clone(),
+                subject.map_err(|error| check::no_entities(agent, &error))?,
+            );
         }
-        let rules = rules.into_iter().map(|rule| (rule.id.clone(), rule)).collect();
-        Ok(Engine { schema, schema_text, rules, slices, subjects, notices })
+        let rules = rules
+            .into_iter()
+            .map(|rule| (rule.id.clone(), rule))
+            .collect();
+        Ok(Engine {
+            schema,
+            schema_text,
+            rules,
+            slices,
+            subjects,
+            notices,
+        })
     }
 
     pub(crate) fn schema_text(&self) -> &str {
@@ -119,17 +143,35 @@ impl Engine {
 
     /// The shipped policy that denies a disabled agent, as a decision names it.
     pub(crate) fn kill_switch(&self) -> Vec<PolicyId> {
-        self.rules.keys().filter(|id| id.as_str() == KILL_SWITCH).cloned().collect()
+        self.rules
+            .keys()
+            .filter(|id| id.as_str() == KILL_SWITCH)
+            .cloned()
+            .collect()
     }
 
     /// Decides a call of a known agent with these approvals as facts.
-    pub(crate) fn decide(&self, call: &Call, now: Timestamp, approvals: &BTreeSet<Group>) -> Outcome {
-        match (self.subjects.get(call.agent()), self.slices.action(call.capability())) {
-            (Some(subject), Some(action)) => self.two_passes(subject, action, &action.policies, call, now, approvals),
+    pub(crate) fn decide(
+        &self,
+        call: &Call,
+        now: Timestamp,
+        approvals: &BTreeSet<Group>,
+    ) -> Outcome {
+        match (
+            self.subjects.get(call.agent()),
+            self.slices.action(call.capability()),
+        ) {
+            (Some(subject), Some(action)) => {
+                self.two_passes(subject, action, &action.policies, call, now, approvals)
+            }
             _ => Outcome::Deny {
                 reason: Reason::PolicyError,
                 policies: Vec::new(),
-                detail: format!("the policies know no agent `{}` or no capability `{}`", call.agent(), call.capability()),
+                detail: format!(
+                    "the policies know no agent `{}` or no capability `{}`",
+                    call.agent(),
+                    call.capability()
+                ),
             },
         }
     }
@@ -145,9 +187,16 @@ impl Engine {
     ) -> Outcome {
         let evaluate = |approvals: &BTreeSet<Group>| {
             let request = context::request(&self.schema, subject, action, call, now, approvals);
-            request.map_or_else(|error| Evaluated::Error(Vec::new(), error.to_string()), |request| {
-                evaluated(&Authorizer::new().is_authorized(&request, policies, &subject.entities))
-            })
+            request.map_or_else(
+                |error| Evaluated::Error(Vec::new(), error.to_string()),
+                |request| {
+                    evaluated(&Authorizer::new().is_authorized(
+                        &request,
+                        policies,
+                        &subject.entities,
+                    ))
+                },
+            )
         };
 
         let denied_by = match evaluate(approvals) {
@@ -159,7 +208,10 @@ impl Engine {
             return self.denied(subject, call, denied_by);
         };
         match evaluate(&ask.groups.iter().cloned().collect()) {
-            Evaluated::Allow(_) => Outcome::Hold { policies: denied_by, ask },
+            Evaluated::Allow(_) => Outcome::Hold {
+                policies: denied_by,
+                ask,
+            },
             Evaluated::Error(policies, detail) => error(policies, detail),
             Evaluated::Deny(denied_by) => self.denied(subject, call, denied_by),
         }
@@ -168,15 +220,25 @@ impl Engine {
     /// What to ask for, if asking can help: every determining policy must be a forbid with `@approval`.
     /// The groups that have approved are asked again, since a new approval starts from nothing.
     fn ask(&self, denied_by: &[PolicyId], approvals: &BTreeSet<Group>) -> Option<Ask> {
-        let asked: Option<Vec<&rules::Approve>> =
-            denied_by.iter().map(|id| self.rules.get(id).and_then(|rule| rule.approval.as_ref())).collect();
+        let asked: Option<Vec<&rules::Approve>> = denied_by
+            .iter()
+            .map(|id| self.rules.get(id).and_then(|rule| rule.approval.as_ref()))
+            .collect();
         let asked = asked.filter(|asked| !asked.is_empty())?;
         let mut groups = approvals.clone();
         groups.extend(asked.iter().map(|approve| approve.group.clone()));
         Some(Ask {
             groups: groups.into_iter().collect(),
-            within: asked.iter().filter_map(|approve| approve.within).min().unwrap_or(WITHIN),
-            quorum: asked.iter().filter_map(|approve| approve.quorum).max().unwrap_or(1),
+            within: asked
+                .iter()
+                .filter_map(|approve| approve.within)
+                .min()
+                .unwrap_or(WITHIN),
+            quorum: asked
+                .iter()
+                .filter_map(|approve| approve.quorum)
+                .max()
+                .unwrap_or(1),
         })
     }
 
@@ -188,19 +250,34 @@ impl Engine {
             self.whys(&policies)
         };
         let disabled = policies.iter().any(|id| id.as_str() == KILL_SWITCH);
-        let reason = if disabled { Reason::AgentDisabled } else { Reason::PolicyDenied };
-        Outcome::Deny { reason, policies, detail }
+        let reason = if disabled {
+            Reason::AgentDisabled
+        } else {
+            Reason::PolicyDenied
+        };
+        Outcome::Deny {
+            reason,
+            policies,
+            detail,
+        }
     }
 
     fn whys(&self, policies: &[PolicyId]) -> String {
-        let whys: Vec<String> = policies.iter().filter_map(|id| self.rules.get(id)).map(why).collect();
+        let whys: Vec<String> = policies
+            .iter()
+            .filter_map(|id| self.rules.get(id))
+            .map(why)
+            .collect();
         whys.join("; ")
     }
 }
 
 /// A policy's own words, or that it forbids.
 fn why(rule: &Rule) -> String {
-    let reason = rule.reason.clone().unwrap_or_else(|| format!("policy `{}` forbids it", rule.id));
+    let reason = rule
+        .reason
+        .clone()
+        .unwrap_or_else(|| format!("policy `{}` forbids it", rule.id));
     match &rule.hint {
         Some(hint) => format!("{reason} ({hint})"),
         None => reason,
@@ -226,11 +303,17 @@ fn evaluated(response: &cedar_policy::Response) -> Evaluated {
 
 /// Rules are in the policy sets under their own ids, so every id reads back.
 fn sorted<'a>(ids: impl Iterator<Item = &'a cedar_policy::PolicyId>) -> Vec<PolicyId> {
-    let mut ids: Vec<PolicyId> = ids.filter_map(|id| AsRef::<str>::as_ref(id).parse().ok()).collect();
+    let mut ids: Vec<PolicyId> = ids
+        .filter_map(|id| AsRef::<str>::as_ref(id).parse().ok())
+        .collect();
     ids.sort();
     ids
 }
 
 fn error(policies: Vec<PolicyId>, detail: String) -> Outcome {
-    Outcome::Deny { reason: Reason::PolicyError, policies, detail }
+    Outcome::Deny {
+        reason: Reason::PolicyError,
+        policies,
+        detail,
+    }
 }

@@ -12,8 +12,21 @@ use crate::{AgentId, CapabilityId, ConnectionName, ConnectorId, Group, Risk, Sta
 pub(super) const OWN_NAMESPACE: &str = "sluice";
 
 /// Words that Cedar's grammars keep for themselves.
-const RESERVED: [&str; 13] =
-    ["action", "else", "entity", "enum", "false", "has", "if", "in", "is", "like", "namespace", "then", "true"];
+const RESERVED: [&str; 13] = [
+    "action",
+    "else",
+    "entity",
+    "enum",
+    "false",
+    "has",
+    "if",
+    "in",
+    "is",
+    "like",
+    "namespace",
+    "then",
+    "true",
+];
 
 static ACTION: LazyLock<EntityTypeName> = LazyLock::new(|| builtin("Action"));
 static AGENT: LazyLock<EntityTypeName> = LazyLock::new(|| builtin("Agent"));
@@ -27,13 +40,22 @@ static TENANT: LazyLock<EntityTypeName> = LazyLock::new(|| builtin("Tenant"));
 pub(super) fn namespace(connector: &ConnectorId) -> String {
     let plain = connector.as_str().replace('-', "_");
     let digit_first = plain.starts_with(|first: char| first.is_ascii_digit());
-    if digit_first || RESERVED.contains(&plain.as_str()) { format!("c_{plain}") } else { plain }
+    if digit_first || RESERVED.contains(&plain.as_str()) {
+        format!("c_{plain}")
+    } else {
+        plain
+    }
 }
 
 /// `stripe::Action::"refunds.create"`. `None` only for a namespace that Cedar cannot read, which the schema refuses first.
 pub(super) fn capability(id: &CapabilityId) -> Option<EntityUid> {
-    let action = format!("{}::Action", namespace(&id.connector)).parse().ok()?;
-    Some(EntityUid::from_type_name_and_id(action, EntityId::new(id.name.as_str())))
+    let action = format!("{}::Action", namespace(&id.connector))
+        .parse()
+        .ok()?;
+    Some(EntityUid::from_type_name_and_id(
+        action,
+        EntityId::new(id.name.as_str()),
+    ))
 }
 
 pub(super) fn agent(id: &AgentId) -> EntityUid {
@@ -68,7 +90,10 @@ fn uid(of: &LazyLock<EntityTypeName>, id: &str) -> EntityUid {
     EntityUid::from_type_name_and_id((**of).clone(), EntityId::new(id))
 }
 
-#[expect(clippy::expect_used, reason = "one identifier, a literal of this file; a test reads them all")]
+#[expect(
+    clippy::expect_used,
+    reason = "one identifier, a literal of this file; a test reads them all"
+)]
 fn builtin(name: &str) -> EntityTypeName {
     name.parse().expect("an identifier")
 }
@@ -82,13 +107,22 @@ mod tests {
         let agent_id: AgentId = "acme/support".parse().unwrap();
         let cases = [
             (agent(&agent_id), r#"Agent::"acme/support""#),
-            (connection(&agent_id, &"stripe".parse().unwrap()), r#"Connection::"acme/support/stripe""#),
-            (connector(&"generic-http".parse().unwrap()), r#"Connector::"generic-http""#),
+            (
+                connection(&agent_id, &"stripe".parse().unwrap()),
+                r#"Connection::"acme/support/stripe""#,
+            ),
+            (
+                connector(&"generic-http".parse().unwrap()),
+                r#"Connector::"generic-http""#,
+            ),
             (tenant(&"acme".parse().unwrap()), r#"Tenant::"acme""#),
             (group(&"finance".parse().unwrap()), r#"Group::"finance""#),
             (stage(Stage::Draft), r#"Stage::"draft""#),
             (risk(Risk::Financial), r#"Action::"financial""#),
-            (capability(&"generic-http/get.json".parse().unwrap()).unwrap(), r#"generic_http::Action::"get.json""#),
+            (
+                capability(&"generic-http/get.json".parse().unwrap()).unwrap(),
+                r#"generic_http::Action::"get.json""#,
+            ),
         ];
         for (uid, text) in cases {
             assert_eq!(uid.to_string(), text);
@@ -97,7 +131,13 @@ mod tests {
 
     #[test]
     fn every_connector_id_has_a_namespace_that_cedar_reads() {
-        for (id, expected) in [("stripe", "stripe"), ("aws-s3", "aws_s3"), ("4chan", "c_4chan"), ("if", "c_if"), ("in", "c_in")] {
+        for (id, expected) in [
+            ("stripe", "stripe"),
+            ("aws-s3", "aws_s3"),
+            ("4chan", "c_4chan"),
+            ("if", "c_if"),
+            ("in", "c_in"),
+        ] {
             let id: ConnectorId = id.parse().unwrap();
             assert_eq!(namespace(&id), expected);
             assert!(namespace(&id).parse::<EntityTypeName>().is_ok());

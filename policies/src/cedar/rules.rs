@@ -54,7 +54,11 @@ impl Rule {
 
     /// A diagnostic where `text` stands in the policy, or at its start.
     pub(crate) fn diagnostic_at(&self, text: &str, message: impl Into<String>) -> Diagnostic {
-        let within = self.source.text.get(self.span.clone()).and_then(|policy| policy.find(text));
+        let within = self
+            .source
+            .text
+            .get(self.span.clone())
+            .and_then(|policy| policy.find(text));
         let start = self.span.start + within.unwrap_or(0);
         self.source.diagnostic(start..self.span.end, message)
     }
@@ -73,7 +77,11 @@ pub(crate) fn parse(source: &Arc<Source>, shipped: bool, problems: &mut Diagnost
     let set = match PolicySet::from_str(&source.text) {
         Ok(set) => set,
         Err(errors) => {
-            problems.0.extend(errors.iter().map(|error| located(source, error, error.to_string())));
+            problems.0.extend(
+                errors
+                    .iter()
+                    .map(|error| located(source, error, error.to_string())),
+            );
             return Vec::new();
         }
     };
@@ -86,23 +94,38 @@ pub(crate) fn parse(source: &Arc<Source>, shipped: bool, problems: &mut Diagnost
         let policy = set.policy(&number);
         let text = match policy {
             Some(policy) => policy.to_string(),
-            None => set.template(&number).map(ToString::to_string).unwrap_or_default(),
+            None => set
+                .template(&number)
+                .map(ToString::to_string)
+                .unwrap_or_default(),
         };
         let span = find(&source.text, cursor, &text);
         cursor = span.end;
         match policy {
             Some(policy) => rules.extend(rule(source, span, policy, shipped, problems)),
-            None => problems.0.push(
-                source.diagnostic(span, "policy templates (`?principal`, `?resource`) are not supported"),
-            ),
+            None => problems.0.push(source.diagnostic(
+                span,
+                "policy templates (`?principal`, `?resource`) are not supported",
+            )),
         }
     }
     rules
 }
 
 /// One policy's annotations. `None` if anything is wrong with it.
-fn rule(source: &Arc<Source>, span: Range<usize>, policy: &Policy, shipped: bool, problems: &mut Diagnostics) -> Option<Rule> {
-    let mut reader = Annotations { source, span: span.clone(), policy, problems: Diagnostics::default() };
+fn rule(
+    source: &Arc<Source>,
+    span: Range<usize>,
+    policy: &Policy,
+    shipped: bool,
+    problems: &mut Diagnostics,
+) -> Option<Rule> {
+    let mut reader = Annotations {
+        source,
+        span: span.clone(),
+        policy,
+        problems: Diagnostics::default(),
+    };
     reader.refuse_unknown();
     let id = reader.id();
     let approval = reader.approval();
@@ -134,8 +157,11 @@ impl Annotations<'_> {
     fn refuse_unknown(&mut self) {
         for (name, _) in self.policy.annotations() {
             if !ANNOTATIONS.contains(&name) {
-                let hint = did_you_mean(&format!("@{name}"), ["@approval", "@hint", "@id", "@quorum", "@reason", "@within"])
-                    .unwrap_or_else(|| format!("known here: @{}", ANNOTATIONS.join(", @")));
+                let hint = did_you_mean(
+                    &format!("@{name}"),
+                    ["@approval", "@hint", "@id", "@quorum", "@reason", "@within"],
+                )
+                .unwrap_or_else(|| format!("known here: @{}", ANNOTATIONS.join(", @")));
                 self.report(name, format!("unknown annotation `@{name}`"), hint);
             }
         }
@@ -150,7 +176,11 @@ impl Annotations<'_> {
         match text.parse() {
             Ok(id) => Some(id),
             Err(error) => {
-                self.report("id", format!("{error}"), "for example `@id(\"refund-over-50-needs-finance\")`");
+                self.report(
+                    "id",
+                    format!("{error}"),
+                    "for example `@id(\"refund-over-50-needs-finance\")`",
+                );
                 None
             }
         }
@@ -160,14 +190,23 @@ impl Annotations<'_> {
         let Some(group) = self.policy.annotation("approval") else {
             for name in ["quorum", "within"] {
                 if self.policy.annotation(name).is_some() {
-                    self.report(name, format!("`@{name}` without `@approval` means nothing"), "name the group: `@approval(\"finance\")`");
+                    self.report(
+                        name,
+                        format!("`@{name}` without `@approval` means nothing"),
+                        "name the group: `@approval(\"finance\")`",
+                    );
                 }
             }
             return None;
         };
         if self.policy.effect() == Effect::Permit {
             let hint = "turn it round: `forbid (..) unless { context.approvals.contains(Group::\"..\") }`, and let a permit without conditions allow it";
-            self.report("approval", "`@approval` on a permit: a broader permit would let the call go without asking".to_owned(), hint);
+            self.report(
+                "approval",
+                "`@approval` on a permit: a broader permit would let the call go without asking"
+                    .to_owned(),
+                hint,
+            );
             return None;
         }
         let group = self.group(group);
@@ -175,12 +214,22 @@ impl Annotations<'_> {
         let quorum = self.quorum();
         let group = group?;
         self.can_be_lifted(&group);
-        Some(Approve { group, within, quorum })
+        Some(Approve {
+            group,
+            within,
+            quorum,
+        })
     }
 
     fn group(&mut self, text: &str) -> Option<Group> {
         text.parse()
-            .map_err(|error: crate::NameError| self.report("approval", error.to_string(), "one group, for example `@approval(\"finance\")`"))
+            .map_err(|error: crate::NameError| {
+                self.report(
+                    "approval",
+                    error.to_string(),
+                    "one group, for example `@approval(\"finance\")`",
+                )
+            })
             .ok()
     }
 
@@ -188,7 +237,9 @@ impl Annotations<'_> {
     fn can_be_lifted(&mut self, group: &Group) {
         let fact = super::names::group(group);
         if !self.policy.entity_literals().contains(&fact) {
-            let message = format!("`@approval(\"{group}\")`, but no condition looks for an approval of `{group}`");
+            let message = format!(
+                "`@approval(\"{group}\")`, but no condition looks for an approval of `{group}`"
+            );
             let hint = format!("add `unless {{ context.approvals.contains(Group::\"{group}\") }}`");
             self.report("approval", message, hint);
         }
@@ -198,18 +249,34 @@ impl Annotations<'_> {
         let text = self.policy.annotation("within")?;
         let within = duration(text).filter(|time| !time.is_zero() && *time <= LONGEST);
         if within.is_none() {
-            let message = format!("`@within(\"{}\")` is not a time between 1s and 30d", text.escape_debug());
-            self.report("within", message, "a number and s, m, h or d, for example `@within(\"15m\")`");
+            let message = format!(
+                "`@within(\"{}\")` is not a time between 1s and 30d",
+                text.escape_debug()
+            );
+            self.report(
+                "within",
+                message,
+                "a number and s, m, h or d, for example `@within(\"15m\")`",
+            );
         }
         within
     }
 
     fn quorum(&mut self) -> Option<u32> {
         let text = self.policy.annotation("quorum")?;
-        let quorum = whole_number(text).and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=LARGEST_QUORUM).contains(n));
+        let quorum = whole_number(text)
+            .and_then(|n| u32::try_from(n).ok())
+            .filter(|n| (1..=LARGEST_QUORUM).contains(n));
         if quorum.is_none() {
-            let message = format!("`@quorum(\"{}\")` is not a number from 1 to {LARGEST_QUORUM}", text.escape_debug());
-            self.report("quorum", message, "how many different people must approve, for example `@quorum(\"2\")`");
+            let message = format!(
+                "`@quorum(\"{}\")` is not a number from 1 to {LARGEST_QUORUM}",
+                text.escape_debug()
+            );
+            self.report(
+                "quorum",
+                message,
+                "how many different people must approve, for example `@quorum(\"2\")`",
+            );
         }
         quorum
     }
@@ -217,13 +284,24 @@ impl Annotations<'_> {
     fn report(&mut self, annotation: &str, message: String, hint: impl Into<String>) {
         let policy = self.source.text.get(self.span.clone()).unwrap_or_default();
         let start = self.span.start + annotation_offset(policy, annotation).unwrap_or(0);
-        self.problems.0.push(self.source.diagnostic(start..self.span.end, message).hint(hint));
+        self.problems.0.push(
+            self.source
+                .diagnostic(start..self.span.end, message)
+                .hint(hint),
+        );
     }
 }
 
 /// A Cedar error, at the place Cedar names, with Cedar's help as the hint.
-pub(super) fn located(source: &Source, error: &dyn miette::Diagnostic, message: String) -> Diagnostic {
-    let offset = error.labels().and_then(|mut labels| labels.next()).map_or(0, |label| label.offset());
+pub(super) fn located(
+    source: &Source,
+    error: &dyn miette::Diagnostic,
+    message: String,
+) -> Diagnostic {
+    let offset = error
+        .labels()
+        .and_then(|mut labels| labels.next())
+        .map_or(0, |label| label.offset());
     let diagnostic = source.diagnostic(offset..offset, message);
     match error.help() {
         Some(help) => diagnostic.hint(help.to_string()),
@@ -233,7 +311,10 @@ pub(super) fn located(source: &Source, error: &dyn miette::Diagnostic, message: 
 
 /// Where the policy's own text stands in the file, looking from `cursor` on.
 fn find(file: &str, cursor: usize, policy: &str) -> Range<usize> {
-    let start = file.get(cursor..).and_then(|rest| rest.find(policy)).map_or(cursor, |at| cursor + at);
+    let start = file
+        .get(cursor..)
+        .and_then(|rest| rest.find(policy))
+        .map_or(cursor, |at| cursor + at);
     start..(start + policy.len()).min(file.len())
 }
 
@@ -246,14 +327,18 @@ fn annotation_offset(policy: &str, name: &str) -> Option<usize> {
         match chars.next()? {
             '@' => {
                 let word = chars.as_str().trim_start();
-                let end = word.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(word.len());
+                let end = word
+                    .find(|c: char| !c.is_alphanumeric() && c != '_')
+                    .unwrap_or(word.len());
                 if word.get(..end) == Some(name) {
                     return Some(at);
                 }
                 rest = chars.as_str();
             }
             '"' => rest = after_string(chars.as_str()),
-            '/' if rest.starts_with("//") => rest = rest.split_once('\n').map_or("", |(_, rest)| rest),
+            '/' if rest.starts_with("//") => {
+                rest = rest.split_once('\n').map_or("", |(_, rest)| rest)
+            }
             _ => rest = chars.as_str(),
         }
     }
@@ -281,7 +366,9 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
         'd' => (text.strip_suffix('d')?, 86_400),
         _ => return None,
     };
-    whole_number(digits)?.checked_mul(seconds).map(Duration::from_secs)
+    whole_number(digits)?
+        .checked_mul(seconds)
+        .map(Duration::from_secs)
 }
 
 /// Digits only: Rust's own parser also takes a sign.
@@ -296,10 +383,27 @@ mod tests {
 
     #[test]
     fn durations_are_a_number_and_one_unit() {
-        for (text, seconds) in [("90s", Some(90)), ("15m", Some(900)), ("2h", Some(7200)), ("1d", Some(86_400))] {
+        for (text, seconds) in [
+            ("90s", Some(90)),
+            ("15m", Some(900)),
+            ("2h", Some(7200)),
+            ("1d", Some(86_400)),
+        ] {
             assert_eq!(duration(text), seconds.map(Duration::from_secs), "{text}");
         }
-        for bad in ["", "m", "15", "15 m", "+1m", "-1m", "1.5h", "15min", "99999999999999999999d", "1m30s", "١m"] {
+        for bad in [
+            "",
+            "m",
+            "15",
+            "15 m",
+            "+1m",
+            "-1m",
+            "1.5h",
+            "15min",
+            "99999999999999999999d",
+            "1m30s",
+            "١m",
+        ] {
             assert_eq!(duration(bad), None, "{bad}");
         }
     }
@@ -307,7 +411,10 @@ mod tests {
     #[test]
     fn annotations_are_found_past_strings_and_comments() {
         let policy = "// @within\n@id(\"say @within \\\" @within\")\n@within(\"1m\")\nforbid (principal, action, resource);";
-        assert_eq!(annotation_offset(policy, "within"), policy.find("@within(\"1m"));
+        assert_eq!(
+            annotation_offset(policy, "within"),
+            policy.find("@within(\"1m")
+        );
         assert_eq!(annotation_offset(policy, "quorum"), None);
     }
 }

@@ -27,13 +27,24 @@ pub(super) struct Action {
 
 impl Slices {
     pub(super) fn build(catalogue: &Catalogue, rules: &[Rule]) -> Result<Self, Diagnostics> {
-        let scopes: Vec<ActionConstraint> = rules.iter().map(|rule| rule.policy.action_constraint()).collect();
+        let scopes: Vec<ActionConstraint> = rules
+            .iter()
+            .map(|rule| rule.policy.action_constraint())
+            .collect();
         let mut sets: BTreeMap<Vec<usize>, Arc<PolicySet>> = BTreeMap::new();
         let mut actions = HashMap::new();
-        for capability in catalogue.connectors().flat_map(|connector| connector.capabilities()) {
-            let Some(uid) = names::capability(capability.id()) else { continue };
+        for capability in catalogue
+            .connectors()
+            .flat_map(|connector| connector.capabilities())
+        {
+            let Some(uid) = names::capability(capability.id()) else {
+                continue;
+            };
             let groups = groups(capability);
-            let matching = scopes.iter().enumerate().filter(|(_, scope)| can_match(scope, &uid, &groups));
+            let matching = scopes
+                .iter()
+                .enumerate()
+                .filter(|(_, scope)| can_match(scope, &uid, &groups));
             let matching: Vec<usize> = matching.map(|(at, _)| at).collect();
             let policies = match sets.get(&matching) {
                 Some(known) => Arc::clone(known),
@@ -55,16 +66,23 @@ impl Slices {
 }
 
 /// These rules as one Cedar set. Ids are unique by now, so this fails only if that is broken.
-pub(super) fn policy_set<'a>(rules: impl Iterator<Item = &'a Rule>) -> Result<PolicySet, Diagnostics> {
+pub(super) fn policy_set<'a>(
+    rules: impl Iterator<Item = &'a Rule>,
+) -> Result<PolicySet, Diagnostics> {
     let mut set = PolicySet::new();
     for rule in rules {
-        set.add(rule.policy.clone()).map_err(|error| rule.diagnostic(error.to_string()))?;
+        set.add(rule.policy.clone())
+            .map_err(|error| rule.diagnostic(error.to_string()))?;
     }
     Ok(set)
 }
 
 fn groups(capability: &Capability) -> Vec<EntityUid> {
-    capability.risks().iter().map(|risk| names::risk(*risk)).collect()
+    capability
+        .risks()
+        .iter()
+        .map(|risk| names::risk(*risk))
+        .collect()
 }
 
 /// An action is in itself and in its risk classes, which are in nothing: the schema has no other groups.
