@@ -1,0 +1,201 @@
+//! The packet-level floor: whatever the socket calls did, only these packets leave.
+//! On the path: after connect() and sendmsg(), for each packet; it trusts the packet's own bytes and the interface, nothing else.
+//! INVARIANT: out by loopback only, plain headers only, TCP or UDP only, to the proxy, the resolver, or a socket of the same workload.
+
+use core::ffi::c_void;
+
+use agent_abi::{Config, FlowKey, PROTOCOL_TCP, PROTOCOL_UDP, Socket, is_mapped, mapped, refusal};
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_sk_fullsock;
+use aya_ebpf::macros::cgroup_skb;
+use aya_ebpf::programs::SkBuffContext;
+
+use crate::connect::loopback_like;
+use crate::maps;
+use crate::own::{Ends, receives};
+use crate::verdict::{Refusal, Subject, conclude};
+
+const IPV4_PLAIN: u8 = 0x45;
+/// More-fragments and the fragment offset: packets are whole here, before the kernel splits them.
+const IPV4_FRAGMENT: u16 = 0x3fff;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const TCP_FLAGS: usize = 13;
+const TCP_SYN: u8 = 0x02;
+
+#[repr(C)]
+struct Ipv4 {
+    version_ihl: u8,
+    tos: u8,
+    length: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+#[repr(C)]
+struct Ipv6 {
+    version_class: u8,
+    class_flow: [u8; 3],
+    length: u16,
+    next_header: u8,
+    hop_limit: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+#[cgroup_skb(egress)]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    let mut subject = Subject::default();
+    let result = leave(&ctx, &mut subject);
+    conclude(&ctx, result, &subject)
+}
+
+#[inline(always)]
+fn leave(ctx: &SkBuffContext, subject: &mut Subject) -> Result<(), Refusal> {
+    let config = maps::config()?;
+    let socket = maps::SOCKETS.get(sender(ctx)?, refusal::SOCKET_FOREIGN)?;
+    subject.workload = socket.origin.workload;
+    maps::admitted(socket.origin.workload)?;
+    let (ends, syn) = parse(ctx)?;
+    subject.addr = ends.destination;
+    subject.port = ends.destination_port;
+    subject.protocol = ends.protocol;
+    if ifindex(ctx.skb.skb) != config.loopback_ifindex {
+        return Err(Refusal(refusal::PACKET));
+    }
+    // A workload that got hold of our ports must not be able to answer.
+    if ends.source_port == config.proxy_port || ends.source_port == config.resolver_port {
+        return Err(Refusal(refusal::PACKET));
+    }
+    if ends.destination == loopback_like(&ends.destination) {
+        if ends.protocol == PROTOCOL_TCP && is_ours(config, ends.destination_port) {
+            return Ok(());
+        }
+        if ends.protocol == PROTOCOL_UDP && ends.destination_port == config.resolver_port {
+            return remember(socket, &ends);
+        }
+    }
+    within(ctx, socket, &ends, syn)
+}
+
+#[inline(always)]
+fn is_ours(config: &Config, port: u16) -> bool {
+    port == config.proxy_port || port == config.resolver_port
+}
+
+/// A datagram to the resolver: its source is where the answer goes, and the name of the flow.
+#[inline(always)]
+fn remember(socket: &Socket, ends: &Ends) -> Result<(), Refusal> {
+    if socket.origin.family == 0 {
+        return Err(Refusal(refusal::PACKET));
+    }
+    let key = FlowKey {
+        netns: socket.netns,
+        addr: ends.source,
+        port: ends.source_port,
+        protocol: PROTOCOL_UDP as u16,
+        pad: 0,
+    };
+    maps::FLOWS.insert(&key, &socket.origin, 0).map_err(|_| Refusal(refusal::MAP_FULL))
+}
+
+/// Traffic between two sockets of one workload. A connection's peer is looked up once; handshakes always.
+#[inline(always)]
+fn within(ctx: &SkBuffContext, socket: &mut Socket, ends: &Ends, syn: bool) -> Result<(), Refusal> {
+    let connected = ends.protocol == PROTOCOL_TCP && !syn;
+    if connected && socket.peer_port == u32::from(ends.destination_port) && socket.peer == ends.destination {
+        return Ok(());
+    }
+    if !receives(ctx, socket.origin.workload, ends) {
+        return Err(Refusal(refusal::PACKET));
+    }
+    // A listener answers many peers with SYN-ACKs and hands its storage down: it must not vouch for any of them.
+    if connected {
+        socket.peer = ends.destination;
+        socket.peer_port = u32::from(ends.destination_port);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn parse(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
+    let version: u8 = load(ctx, 0)?;
+    match version >> 4 {
+        4 => parse4(ctx),
+        6 => parse6(ctx),
+        _ => Err(Refusal(refusal::PACKET)),
+    }
+}
+
+#[inline(always)]
+fn parse4(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
+    let header: Ipv4 = load(ctx, 0)?;
+    if header.version_ihl != IPV4_PLAIN || u16::from_be(header.fragment) & IPV4_FRAGMENT != 0 {
+        return Err(Refusal(refusal::PACKET));
+    }
+    transport(ctx, IPV4_HEADER, header.protocol, mapped(header.source), mapped(header.destination))
+}
+
+#[inline(always)]
+fn parse6(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
+    let header: Ipv6 = load(ctx, 0)?;
+    // An IPv6 packet with mapped addresses would be taken for IPv4 further on.
+    if is_mapped(&header.destination) {
+        return Err(Refusal(refusal::PACKET));
+    }
+    transport(ctx, IPV6_HEADER, header.next_header, header.source, header.destination)
+}
+
+/// The ports; an extension header or another protocol is refused here.
+#[inline(always)]
+fn transport(
+    ctx: &SkBuffContext,
+    offset: usize,
+    protocol: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+) -> Result<(Ends, bool), Refusal> {
+    let protocol = u32::from(protocol);
+    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
+        return Err(Refusal(refusal::PACKET));
+    }
+    let [source_port, destination_port]: [u16; 2] = load(ctx, offset)?;
+    let syn = protocol == PROTOCOL_TCP && load::<u8>(ctx, offset + TCP_FLAGS)? & TCP_SYN != 0;
+    let ends = Ends {
+        source,
+        source_port: u16::from_be(source_port),
+        destination,
+        destination_port: u16::from_be(destination_port),
+        protocol,
+    };
+    Ok((ends, syn))
+}
+
+#[inline(always)]
+fn load<T>(ctx: &SkBuffContext, offset: usize) -> Result<T, Refusal> {
+    ctx.load(offset).map_err(|_| Refusal(refusal::PACKET))
+}
+
+/// The socket that sends; a packet without one is nobody's.
+#[inline(always)]
+fn sender(ctx: &SkBuffContext) -> Result<*mut c_void, Refusal> {
+    // SAFETY: the kernel passes a valid context.
+    let sk = unsafe { (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile() };
+    if sk.is_null() {
+        return Err(Refusal(refusal::PACKET));
+    }
+    // SAFETY: `sk` is not null, as the helper wants.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() { Err(Refusal(refusal::PACKET)) } else { Ok(sk.cast()) }
+}
+
+#[inline(always)]
+fn ifindex(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the kernel passes a valid context.
+    unsafe { (&raw const (*skb).ifindex).read_volatile() }
+}

@@ -1,0 +1,149 @@
+//! The maps, and the only ways to read them: each lookup that fails is a refusal with a name.
+//! On the path: every other file of the kernel side goes through here.
+//! INVARIANT: nobody outside this file sees a null pointer of a map.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use agent_abi::{
+    ABI_VERSION, Address, Config, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_LITERALS, MAX_WORKLOADS, Origin, Rate, Socket,
+    WorkloadState, refusal, workload_flag,
+};
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_sk_storage_get};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+
+use crate::verdict::Refusal;
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+#[map]
+static WORKLOADS: HashMap<u64, WorkloadState> = HashMap::with_max_entries(MAX_WORKLOADS, 0);
+
+/// IP literals that some connection names: they may be dialled as they are.
+#[map]
+static LITERALS: HashMap<Address, u8> = HashMap::with_max_entries(MAX_LITERALS, 0);
+
+/// Least recently used flows make room: their connections are refused by the proxy, which finds no origin.
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, Origin> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+
+#[map]
+pub static REFUSALS: PerCpuArray<u64> = PerCpuArray::with_max_entries(refusal::COUNT, 0);
+
+#[map]
+pub static EVENT_RATE: PerCpuArray<Rate> = PerCpuArray::with_max_entries(refusal::COUNT, 0);
+
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+
+/// What a governed socket is; an accepted socket inherits it from its listener.
+#[btf_map]
+pub static SOCKETS: Storage<Socket, { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize }> = Storage::new();
+
+/// Where the peer of a socket that the proxy accepted wanted to go.
+#[btf_map]
+pub static ACCEPTED: Storage<Origin, { BPF_F_NO_PREALLOC as usize }> = Storage::new();
+
+/// A socket storage map with flags; aya's own knows neither BPF_F_CLONE nor any program but sock_addr.
+#[repr(C)]
+pub struct Storage<T, const FLAGS: usize> {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: the fields describe the map to the loader and are never dereferenced.
+unsafe impl<T, const FLAGS: usize> Sync for Storage<T, FLAGS> {}
+
+impl<T, const FLAGS: usize> Storage<T, FLAGS> {
+    const fn new() -> Self {
+        Self { r#type: ptr::null(), key: ptr::null(), value: ptr::null(), max_entries: ptr::null(), map_flags: ptr::null() }
+    }
+
+    /// The value kept with `sk`, or the refusal that its absence means.
+    #[inline(always)]
+    pub fn get(&'static self, sk: *mut c_void, absent: u32) -> Result<&'static mut T, Refusal> {
+        // SAFETY: the verifier checks that `sk` is a socket; the value lives as long as the program runs.
+        let value = unsafe { bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), 0) }.cast::<T>();
+        // SAFETY: non-null values of this map point to a `T`.
+        unsafe { value.as_mut() }.ok_or(Refusal(absent))
+    }
+
+    /// The value kept with `sk`, made all-zero if there was none.
+    #[inline(always)]
+    pub fn make(&'static self, sk: *mut c_void) -> Result<&'static mut T, Refusal> {
+        // SAFETY: as in `get`; a created value is zeroed by the kernel.
+        let value = unsafe {
+            bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+        };
+        // SAFETY: non-null values of this map point to a `T`, for which all-zero bytes are valid.
+        unsafe { value.cast::<T>().as_mut() }.ok_or(Refusal(refusal::MAP_FULL))
+    }
+
+    #[inline(always)]
+    fn as_ptr(&'static self) -> *mut c_void {
+        ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// The published configuration. A zeroed, foreign or disabled one is a refusal.
+#[inline(always)]
+pub fn config() -> Result<&'static Config, Refusal> {
+    let config = CONFIG.get(0).ok_or(Refusal(refusal::CONFIG))?;
+    if config.version != ABI_VERSION || config.enabled != 1 {
+        return Err(Refusal(refusal::CONFIG));
+    }
+    Ok(config)
+}
+
+/// The configuration, published or not: who is governed does not depend on the ports.
+#[inline(always)]
+pub fn unpublished_config() -> Option<&'static Config> {
+    CONFIG.get(0).filter(|config| config.version == ABI_VERSION)
+}
+
+/// The workload of the current task, admitted and not switched off.
+#[inline(always)]
+pub fn current_workload(config: &Config) -> Result<u64, Refusal> {
+    // SAFETY: no pointers are passed; an unknown level gives 0, which is no workload.
+    let workload = unsafe { bpf_get_current_ancestor_cgroup_id(config.workload_level as i32) };
+    admitted(workload)?;
+    Ok(workload)
+}
+
+/// Refuses a workload that is unknown or switched off.
+#[inline(always)]
+pub fn admitted(workload: u64) -> Result<(), Refusal> {
+    // SAFETY: the reference is not kept across an update of the map.
+    let state = unsafe { WORKLOADS.get(workload) }.ok_or(Refusal(refusal::WORKLOAD_UNKNOWN))?;
+    if state.flags & workload_flag::ADMITTED == 0 {
+        return Err(Refusal(refusal::WORKLOAD_UNKNOWN));
+    }
+    if state.flags & workload_flag::DISABLED != 0 {
+        return Err(Refusal(refusal::WORKLOAD_DISABLED));
+    }
+    Ok(())
+}
+
+/// A socket used by the workload that made it; anything else is foreign.
+#[inline(always)]
+pub fn own_socket(config: &Config, sk: *mut bpf_sock) -> Result<&'static mut Socket, Refusal> {
+    let workload = current_workload(config)?;
+    let socket = SOCKETS.get(sk.cast(), refusal::SOCKET_FOREIGN)?;
+    if socket.origin.workload != workload {
+        return Err(Refusal(refusal::SOCKET_FOREIGN));
+    }
+    Ok(socket)
+}
+
+/// Whether some connection names this address literally.
+#[inline(always)]
+pub fn is_literal(addr: &Address) -> bool {
+    // SAFETY: the reference is not kept.
+    unsafe { LITERALS.get(addr) }.is_some()
+}

@@ -1,0 +1,333 @@
+//! The user side of the kernel's part: load, attach, pin, adopt, admit workloads, and say how the walls stand.
+//! Place on the path: before it; the enforcer (root) calls this, the proxy process only ever sees two map descriptors.
+//! INVARIANT: egress is attached first and ports are published last; dropping an `Enforcement` changes nothing in the kernel.
+
+#![allow(unsafe_code, reason = "bpf(2) and typed map memory; every block says why it is sound")]
+
+mod attach;
+mod cgroup;
+mod error;
+mod instance;
+pub mod launch;
+pub mod listen;
+mod mounts;
+pub(crate) mod object;
+mod pins;
+mod refusals;
+mod report;
+mod sys;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use agent_abi::{ABI_VERSION, Config, workload_flag};
+use policies::{AgentId, WorkloadId};
+
+pub use error::EnforceError;
+pub use instance::{Instance, NotAWorkload, WorkloadName};
+pub use refusals::{Events, KernelRefusal, RefusalKind};
+
+use crate::layers::LayerReport;
+use cgroup::Tree;
+use object::Maps;
+use pins::Pins;
+
+/// `lo` has this index in every network namespace: it is the first interface that a namespace gets.
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// What a daemon enforces with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Names its cgroups and pins.
+    pub instance: Instance,
+    /// Synthetic IPv4 addresses: network and prefix length.
+    pub pool4: (Ipv4Addr, u8),
+    /// Synthetic IPv6 addresses: network and prefix length.
+    pub pool6: (Ipv6Addr, u8),
+}
+
+/// The ports on 127.0.0.1 and ::1 that connections and questions are led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The transparent proxy (TCP).
+    pub proxy: u16,
+    /// The policy resolver (UDP and TCP).
+    pub resolver: u16,
+}
+
+/// Whether every wall of the design stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// With a BPF LSM program that really runs.
+    Full,
+    /// Without it. To be opted into; [`Enforcement::layers`] says what that leaves open.
+    Reduced,
+}
+
+/// A workload that may now be started in its cgroup.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The kernel's id of the cgroup: the workload's identity from here on.
+    pub id: WorkloadId,
+    /// The directory's name.
+    pub name: WorkloadName,
+    /// The directory, opened for clone3(CLONE_INTO_CGROUP).
+    pub cgroup: OwnedFd,
+    /// Its path.
+    pub path: PathBuf,
+}
+
+/// A workload that was there already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The kernel's id of the cgroup.
+    pub id: WorkloadId,
+    /// The directory's name.
+    pub name: WorkloadName,
+    /// Its path.
+    pub path: PathBuf,
+    /// Whether any process lives in it.
+    pub populated: bool,
+}
+
+/// The descriptors that the proxy process reads origins through; it needs no capability for that.
+#[derive(Debug)]
+pub struct MapFds {
+    /// Socket storage of accepted connections.
+    pub accepted: OwnedFd,
+    /// Flows by source.
+    pub flows: OwnedFd,
+}
+
+/// What [`Enforcement::stop`] left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Workloads still run: everything is in place and denies.
+    LeftDenying,
+    /// Nothing: programs, maps and cgroups are gone.
+    Removed,
+}
+
+/// The kernel side of one daemon instance, in force.
+pub struct Enforcement {
+    tree: Tree,
+    pins: Pins,
+    maps: Maps,
+    lsm: Result<(), String>,
+    next_number: u64,
+    /// Holds the programs; the pinned links keep them alive without it.
+    _object: aya::Ebpf,
+}
+
+impl std::fmt::Debug for Enforcement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enforcement").field("tree", &self.tree).field("lsm", &self.lsm).finish_non_exhaustive()
+    }
+}
+
+impl Enforcement {
+    /// Puts the kernel side in force: from nothing, or by taking over what an earlier daemon pinned.
+    ///
+    /// Afterwards every governed process is denied everything until [`publish`](Self::publish); after a takeover, connections
+    /// still go to the ports of before. Needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN); blocks for about 100 ms.
+    pub fn start(settings: &Settings) -> Result<Self, EnforceError> {
+        raise_memlock();
+        let pins = Pins::hold(&mounts::bpffs()?, &settings.instance)?;
+        let tree = Tree::make(&settings.instance)?;
+        clear_other_versions(&pins, &tree)?;
+
+        let mut object = object::load(&pins)?;
+        attach::attach_all(&mut object, &tree, &pins)?;
+        let mut maps = Maps::open(&pins)?;
+        let config = configure(settings, &tree, &maps.config()?)?;
+        maps.set_config(config)?;
+        let lsm = attach::try_lsm(&mut object, &pins);
+
+        let next_number = readmit(&tree, &mut maps)?;
+        Ok(Self { tree, pins, maps, lsm, next_number, _object: object })
+    }
+
+    /// Lets governed processes reach the proxy and the resolver. The last step of a start.
+    pub fn publish(&mut self, ports: Ports) -> Result<(), EnforceError> {
+        let config = self.maps.config()?;
+        self.maps.set_config(Config {
+            enabled: 1,
+            proxy_port: ports.proxy,
+            resolver_port: ports.resolver,
+            ..config
+        })
+    }
+
+    /// The addresses that connections name literally: they may be dialled as they are, and go to the proxy.
+    pub fn set_literals(&mut self, addresses: &[IpAddr]) -> Result<(), EnforceError> {
+        self.maps.set_literals(addresses)
+    }
+
+    /// Makes a cgroup for a new workload of `agent` and lets the kernel side know it.
+    pub fn admit(&mut self, agent: &AgentId) -> Result<Admitted, EnforceError> {
+        let name = WorkloadName { agent: agent.clone(), number: self.next_number };
+        let (directory, cgroup) = self.tree.make_workload(&name)?;
+        self.next_number += 1;
+        // A crash before this line leaves an empty directory, which the next start finds, admits, and can retire.
+        if let Err(error) = self.maps.set_workload(directory.id, workload_flag::ADMITTED) {
+            cgroup::remove_tree(&directory.path)?;
+            return Err(error);
+        }
+        Ok(Admitted { id: WorkloadId(directory.id), name, cgroup, path: directory.path })
+    }
+
+    /// Forgets a workload whose processes are all gone, and removes its cgroup.
+    pub fn retire(&mut self, id: WorkloadId) -> Result<(), EnforceError> {
+        let directory = self.tree.workloads()?.into_iter().find(|directory| directory.id == id.0);
+        let directory = directory.ok_or(EnforceError::WorkloadUnknown(id))?;
+        if directory.populated {
+            return Err(EnforceError::WorkloadAlive(id));
+        }
+        cgroup::remove_tree(&directory.path)?;
+        self.maps.remove_workload(id.0)
+    }
+
+    /// The kill switch: a workload that is switched off makes no connection, and its open ones stand still.
+    pub fn set_disabled(&mut self, id: WorkloadId, disabled: bool) -> Result<(), EnforceError> {
+        let state = self.maps.workload(id.0)?.ok_or(EnforceError::WorkloadUnknown(id))?;
+        let flags =
+            if disabled { state.flags | workload_flag::DISABLED } else { state.flags & !workload_flag::DISABLED };
+        self.maps.set_workload(id.0, flags)
+    }
+
+    /// Every workload's cgroup that exists, also those that an earlier daemon started.
+    pub fn workloads_found(&self) -> Result<Vec<Found>, EnforceError> {
+        let found = self.tree.workloads()?.into_iter().map(|directory| Found {
+            id: WorkloadId(directory.id),
+            name: directory.name,
+            path: directory.path,
+            populated: directory.populated,
+        });
+        Ok(found.collect())
+    }
+
+    /// The cgroup in which the proxy's listeners must be opened (see [`listen::open`]).
+    #[must_use]
+    pub fn proxy_cgroup(&self) -> &Path {
+        self.tree.proxy()
+    }
+
+    /// The cgroup under which every governed process lies.
+    #[must_use]
+    pub fn agents_cgroup(&self) -> &Path {
+        self.tree.agents()
+    }
+
+    /// Descriptors for the proxy process.
+    pub fn map_fds(&self) -> Result<MapFds, EnforceError> {
+        let clone = |map: &'static str, data: &aya::maps::MapData| {
+            data.fd().as_fd().try_clone_to_owned().map_err(EnforceError::io("duplicating the descriptor of map", map))
+        };
+        Ok(MapFds { accepted: clone("ACCEPTED", &self.maps.accepted)?, flows: clone("FLOWS", &self.maps.flows)? })
+    }
+
+    /// Whether every wall stands.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if self.lsm.is_ok() { Mode::Full } else { Mode::Reduced }
+    }
+
+    /// Every wall, and what is open where one does not stand.
+    #[must_use]
+    pub fn layers(&self) -> Vec<LayerReport> {
+        report::layers(&self.tree, &self.pins, &self.lsm)
+    }
+
+    /// How often each kind of refusal happened since the maps were made; they outlive a daemon.
+    pub fn refusals(&self) -> Result<Vec<(RefusalKind, u64)>, EnforceError> {
+        RefusalKind::ALL.into_iter().map(|kind| Ok((kind, self.maps.refusals(kind.number())?))).collect()
+    }
+
+    /// The stream of refusals. One reader at a time.
+    pub fn events(&self) -> Result<Events, EnforceError> {
+        Ok(Events { ring: object::events(&self.pins)? })
+    }
+
+    /// Ends enforcement where nobody is governed any more; otherwise leaves it in place, denying everything.
+    pub fn stop(mut self) -> Result<Stopped, EnforceError> {
+        let workloads = self.tree.workloads()?;
+        if workloads.iter().any(|directory| directory.populated) {
+            let config = self.maps.config()?;
+            self.maps.set_config(Config { enabled: 0, ..config })?;
+            return Ok(Stopped::LeftDenying);
+        }
+        for directory in workloads {
+            cgroup::remove_tree(&directory.path)?;
+        }
+        // The cgroups first: while one exists, something could be started in it.
+        self.tree.remove()?;
+        self.pins.remove()?;
+        Ok(Stopped::Removed)
+    }
+}
+
+/// Pins of another version are removed when nobody lives under them; else this version must not start.
+fn clear_other_versions(pins: &Pins, tree: &Tree) -> Result<(), EnforceError> {
+    for path in pins.other_versions()? {
+        if tree.workloads()?.iter().any(|directory| directory.populated) {
+            return Err(EnforceError::OtherVersion { path });
+        }
+        pins::remove_pins(&path)?;
+    }
+    Ok(())
+}
+
+/// The new configuration: who is governed, and the pools. Whether and where to is kept from an earlier daemon.
+fn configure(settings: &Settings, tree: &Tree, before: &Config) -> Result<Config, EnforceError> {
+    let (pool4, prefix4) = settings.pool4;
+    let (pool6, prefix6) = settings.pool6;
+    let mask4 = mask(prefix4, 32) >> 96;
+    let mask6 = mask(prefix6, 128);
+    let kept = if before.version == ABI_VERSION { *before } else { Config::default() };
+    Ok(Config {
+        version: ABI_VERSION,
+        enabled: kept.enabled,
+        workload_level: tree.workload_level(),
+        loopback_ifindex: LOOPBACK_IFINDEX,
+        agents: cgroup::id(tree.agents())?,
+        proxy_port: kept.proxy_port,
+        resolver_port: kept.resolver_port,
+        pool4: (pool4.to_bits() & mask4 as u32).to_be(),
+        pool4_mask: (mask4 as u32).to_be(),
+        pad: 0,
+        pool6: object::words(Ipv6Addr::from_bits(pool6.to_bits() & mask6)),
+        pool6_mask: object::words(Ipv6Addr::from_bits(mask6)),
+    })
+}
+
+/// The upper `prefix` bits of 128; prefixes beyond `width` count as `width`, and 0 is no pool.
+fn mask(prefix: u8, width: u32) -> u128 {
+    let prefix = u32::from(prefix).min(width);
+    u128::MAX.checked_shl(128 - prefix).unwrap_or(0)
+}
+
+/// Lets the kernel side know every workload that exists, forgets the others, and finds the next free number.
+fn readmit(tree: &Tree, maps: &mut Maps) -> Result<u64, EnforceError> {
+    let workloads = tree.workloads()?;
+    for id in maps.workload_ids()? {
+        if !workloads.iter().any(|directory| directory.id == id) {
+            maps.remove_workload(id)?;
+        }
+    }
+    let mut next = 1;
+    for directory in workloads {
+        // A workload that was switched off stays off.
+        let flags = maps.workload(directory.id)?.map_or(0, |state| state.flags);
+        maps.set_workload(directory.id, flags | workload_flag::ADMITTED)?;
+        next = next.max(directory.name.number.saturating_add(1));
+    }
+    Ok(next)
+}
+
+/// Before Linux 5.11 maps count against this limit; it may not be raised where that no longer matters.
+fn raise_memlock() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    let _refused_where_not_needed = setrlimit(Resource::Memlock, unlimited);
+}

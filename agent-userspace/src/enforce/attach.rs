@@ -1,0 +1,189 @@
+//! Attaches the programs, or puts them into the links that an earlier daemon left, without a moment in between.
+//! Place on the path: after the maps exist and before any port is published; the egress floor comes first.
+//! INVARIANT: every link is pinned, and attached to the live cgroup of that name; anything else is made anew.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aya::programs::links::FdLink;
+use aya::programs::{
+    CgroupAttachMode, CgroupSkb, CgroupSock, CgroupSockAddr, Lsm, Program, ProgramError, SockOps,
+};
+use aya::{Btf, Ebpf};
+
+use super::cgroup::{self, Tree};
+use super::error::EnforceError;
+use super::mounts;
+use super::pins::Pins;
+use super::sys;
+
+/// Which cgroup a program is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// All governed processes.
+    Agents,
+    /// The sockets that the proxy listens with.
+    Proxy,
+}
+
+/// The programs in the order in which they are attached: the floor first, redirection last.
+pub(super) const PROGRAMS: [(&str, Place); 14] = [
+    ("egress", Place::Agents),
+    ("sock_create", Place::Agents),
+    ("bind4", Place::Agents),
+    ("bind6", Place::Agents),
+    ("sendmsg4", Place::Agents),
+    ("sendmsg6", Place::Agents),
+    ("recvmsg4", Place::Agents),
+    ("recvmsg6", Place::Agents),
+    ("getpeername4", Place::Agents),
+    ("getpeername6", Place::Agents),
+    ("accepted", Place::Proxy),
+    ("flows", Place::Agents),
+    ("connect4", Place::Agents),
+    ("connect6", Place::Agents),
+];
+
+/// The LSM program, which some kernels refuse.
+pub(super) const LSM: &str = "socket_create";
+
+/// Loads every program and attaches it, or updates the link that is pinned already.
+pub(super) fn attach_all(object: &mut Ebpf, tree: &Tree, pins: &Pins) -> Result<(), EnforceError> {
+    for (name, place) in PROGRAMS {
+        let program = program(object, name)?;
+        load(program).map_err(|source| EnforceError::Load { program: Some(name), source: Box::new(source) })?;
+        attach(program, name, directory(tree, place), pins)?;
+    }
+    Ok(())
+}
+
+/// Tries the LSM program: it is live if it loads and attaches and the kernel runs BPF LSM programs at all.
+pub(super) fn try_lsm(object: &mut Ebpf, pins: &Pins) -> Result<(), String> {
+    if !kernel_runs_bpf_lsm() {
+        return Err("`bpf` is not among the kernel's active LSMs (boot with lsm=...,bpf)".to_owned());
+    }
+    let btf = Btf::from_sys_fs().map_err(|error| format!("the kernel has no BTF: {error}"))?;
+    let program: &mut Lsm =
+        object.program_mut(LSM).ok_or("the program is missing")?.try_into().map_err(|error| format!("{error}"))?;
+    program.load(LSM, &btf).map_err(|error| format!("the kernel refuses to load it: {}", root_cause(&error)))?;
+    let link = program.attach().map_err(|error| format!("the kernel refuses to attach it: {}", root_cause(&error)))?;
+    let link: FdLink = program.take_link(link).map_err(|error| format!("{error}"))?.into();
+    // The new one is in force before the old one goes; a crash in between leaves a second pin, which the next start replaces.
+    let (path, next) = (pins.path(&link_name(LSM)), pins.path("next_socket_create"));
+    let _no_stale_pin = fs::remove_file(&next);
+    let _pinned = link.pin(&next).map_err(|error| format!("the link could not be pinned: {}", root_cause(&error)))?;
+    fs::rename(&next, &path).map_err(|error| format!("the link could not be pinned: {error}"))
+}
+
+/// Whether the pinned link of a program is attached to the live cgroup.
+pub(super) fn is_live(name: &str, place: Place, tree: &Tree, pins: &Pins) -> Result<bool, EnforceError> {
+    Ok(pinned(name, directory(tree, place), pins)?.is_some())
+}
+
+fn directory(tree: &Tree, place: Place) -> &Path {
+    match place {
+        Place::Agents => tree.agents(),
+        Place::Proxy => tree.proxy(),
+    }
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, EnforceError> {
+    let missing = || EnforceError::Load { program: Some(name), source: "not in the object".into() };
+    object.program_mut(name).ok_or_else(missing)
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn attach(program: &mut Program, name: &'static str, directory: &Path, pins: &Pins) -> Result<(), EnforceError> {
+    let failed = |source: ProgramError| EnforceError::Attach { program: name, source: Box::new(source) };
+    let path = pins.path(&link_name(name));
+    if let Some(link) = pinned(name, directory, pins)? {
+        let program = program.fd().map_err(failed)?.as_fd();
+        return sys::link_update(link.as_fd(), program).map_err(bpf_error("BPF_LINK_UPDATE", &path));
+    }
+    let link = attach_new(program, &cgroup::open(directory)?).map_err(failed)?;
+    // A link to a cgroup that is gone: it governs nobody, and its pin is in the way.
+    if path.exists() {
+        fs::remove_file(&path).map_err(EnforceError::io("removing", &path))?;
+    }
+    link.pin(&path).map(drop).map_err(|source| EnforceError::Io {
+        what: "pinning",
+        path,
+        source: std::io::Error::other(source),
+    })
+}
+
+/// The pinned link, if there is one and it is attached to this very cgroup.
+fn pinned(name: &str, directory: &Path, pins: &Pins) -> Result<Option<OwnedFd>, EnforceError> {
+    let path = pins.path(&link_name(name));
+    if !path.exists() {
+        return Ok(None);
+    }
+    let link = sys::obj_get(&path).map_err(bpf_error("BPF_OBJ_GET", &path))?;
+    let info = sys::link_info(link.as_fd()).map_err(bpf_error("BPF_OBJ_GET_INFO_BY_FD", &path))?;
+    // A removed cgroup that was made again under the same name has another id.
+    Ok((info.cgroup == cgroup::id(directory)?).then_some(link))
+}
+
+/// Links always share a cgroup with other links; `Single` is how aya spells "no flags".
+fn attach_new(program: &mut Program, cgroup: &fs::File) -> Result<FdLink, ProgramError> {
+    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+    fn taken<L>(link: L) -> Result<FdLink, ProgramError>
+    where
+        FdLink: TryFrom<L>,
+        ProgramError: From<<FdLink as TryFrom<L>>::Error>,
+    {
+        Ok(FdLink::try_from(link)?)
+    }
+    match program {
+        Program::CgroupSkb(program) => {
+            let id = program.attach(cgroup, aya::programs::CgroupSkbAttachType::Egress, MODE)?;
+            taken(CgroupSkb::take_link(program, id)?)
+        }
+        Program::CgroupSock(program) => {
+            let id = program.attach(cgroup, MODE)?;
+            taken(CgroupSock::take_link(program, id)?)
+        }
+        Program::CgroupSockAddr(program) => {
+            let id = program.attach(cgroup, MODE)?;
+            taken(CgroupSockAddr::take_link(program, id)?)
+        }
+        Program::SockOps(program) => {
+            let id = program.attach(cgroup, MODE)?;
+            taken(SockOps::take_link(program, id)?)
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Links lie beside maps: a prefix keeps their names apart.
+fn link_name(program: &str) -> String {
+    format!("link_{program}")
+}
+
+/// BPF LSM programs load and attach without ever running where `bpf` is not in the list.
+fn kernel_runs_bpf_lsm() -> bool {
+    mounts::active_lsms().is_some_and(|list| list.trim().split(',').any(|lsm| lsm == "bpf"))
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn bpf_error(call: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EnforceError {
+    let subject = path.display().to_string();
+    move |source| EnforceError::Bpf { call, subject, source }
+}

@@ -1,0 +1,152 @@
+//! The cgroup tree of an instance: `<cgroup2>/<instance>/{proxy,agents}`, and one directory per workload under `agents`.
+//! Place on the path: a process is governed because it lies under `agents`; the kernel's id of its directory is the workload's id.
+//! INVARIANT: ids come from the kernel (the inode of the directory), levels from the hierarchy's own root.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::error::EnforceError;
+use super::instance::{Instance, WorkloadName};
+use super::mounts;
+
+/// The directories of one instance.
+#[derive(Debug)]
+pub(super) struct Tree {
+    base: PathBuf,
+    agents: PathBuf,
+    proxy: PathBuf,
+    agents_level: u32,
+}
+
+/// A workload's directory, as it was found.
+#[derive(Debug)]
+pub(super) struct Directory {
+    pub(super) id: u64,
+    pub(super) name: WorkloadName,
+    pub(super) path: PathBuf,
+    pub(super) populated: bool,
+}
+
+impl Tree {
+    /// Finds the hierarchy and makes what is missing of the instance's directories.
+    pub(super) fn make(instance: &Instance) -> Result<Self, EnforceError> {
+        let mount = mounts::cgroup2()?;
+        let base = mount.point.join(instance.as_str());
+        let tree = Self {
+            agents: base.join("agents"),
+            proxy: base.join("proxy"),
+            // The root is level 0: a directory right under it is level 1, and `agents` one below that.
+            agents_level: mount.depth + 2,
+            base,
+        };
+        for directory in [&tree.base, &tree.agents, &tree.proxy] {
+            make_dir(directory)?;
+        }
+        Ok(tree)
+    }
+
+    pub(super) fn agents(&self) -> &Path {
+        &self.agents
+    }
+
+    pub(super) fn proxy(&self) -> &Path {
+        &self.proxy
+    }
+
+    /// The ancestor level of a workload's directory, as the kernel counts.
+    pub(super) fn workload_level(&self) -> u32 {
+        self.agents_level + 1
+    }
+
+    /// The workloads' directories. A name that is no workload's is an error: nothing else belongs there.
+    pub(super) fn workloads(&self) -> Result<Vec<Directory>, EnforceError> {
+        let list = |source| EnforceError::Io { what: "listing", path: self.agents.clone(), source };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.agents).map_err(list)? {
+            let path = entry.map_err(list)?.path();
+            if !path.is_dir() {
+                continue;
+            }
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+            let Some(name) = name else {
+                let source = io::Error::new(io::ErrorKind::InvalidData, "not <tenant>.<agent>.<number>");
+                return Err(EnforceError::Io { what: "reading the workload's name of", path, source });
+            };
+            found.push(Directory { id: id(&path)?, name, populated: is_populated(&path)?, path });
+        }
+        found.sort_by_key(|directory| directory.id);
+        Ok(found)
+    }
+
+    /// Makes a workload's directory; the descriptor is what clone3 wants.
+    pub(super) fn make_workload(&self, name: &WorkloadName) -> Result<(Directory, OwnedFd), EnforceError> {
+        let path = self.agents.join(name.to_string());
+        fs::create_dir(&path).map_err(EnforceError::io("making", &path))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(|errno| EnforceError::io("opening", &path)(errno.into()))?;
+        Ok((Directory { id: id(&path)?, name: name.clone(), path, populated: false }, fd))
+    }
+
+    /// Removes the instance's directories. They must be empty.
+    pub(super) fn remove(&self) -> Result<(), EnforceError> {
+        for directory in [&self.agents, &self.proxy, &self.base] {
+            remove_dir(directory)?;
+        }
+        Ok(())
+    }
+}
+
+/// The cgroup id of a directory: its inode number.
+pub(super) fn id(path: &Path) -> Result<u64, EnforceError> {
+    Ok(fs::metadata(path).map_err(EnforceError::io("reading", path))?.ino())
+}
+
+/// Opens a cgroup directory for attaching programs to.
+pub(super) fn open(path: &Path) -> Result<File, EnforceError> {
+    File::open(path).map_err(EnforceError::io("opening", path))
+}
+
+/// Removes a directory and the empty ones that its workload may have made below it.
+pub(super) fn remove_tree(path: &Path) -> Result<(), EnforceError> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(EnforceError::io("listing", path)(error)),
+    };
+    for entry in entries {
+        let child = entry.map_err(EnforceError::io("listing", path))?.path();
+        if child.is_dir() {
+            remove_tree(&child)?;
+        }
+    }
+    remove_dir(path)
+}
+
+/// Whether any process lives in the directory or below it.
+pub(super) fn is_populated(path: &Path) -> Result<bool, EnforceError> {
+    let file = path.join("cgroup.events");
+    let events = fs::read_to_string(&file).map_err(EnforceError::io("reading", &file))?;
+    Ok(!events.lines().any(|line| line == "populated 0"))
+}
+
+fn make_dir(path: &Path) -> Result<(), EnforceError> {
+    match fs::create_dir(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(EnforceError::io("making", path)(error)),
+    }
+}
+
+fn remove_dir(path: &Path) -> Result<(), EnforceError> {
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(EnforceError::io("removing", path)(error)),
+    }
+}

@@ -1,0 +1,59 @@
+//! The bpf(2) calls that aya does not offer: updating a link in place, and asking a link what it is attached to.
+//! Place on the path: adoption of pins by a new daemon.
+//! INVARIANT: each call passes a zeroed attribute block at least as long as the kernel's fields for that command.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+
+/// What a link is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LinkInfo {
+    /// The id of the cgroup; 0 when that cgroup is gone, or the link is of another kind.
+    pub(super) cgroup: u64,
+}
+
+/// Opens a pinned object.
+pub(super) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    // SAFETY: all-zero bytes are a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Replaces the program of a cgroup link. There is no moment without a program.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.link_update.link_fd = link.as_raw_fd() as u32;
+    attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// What a cgroup link is attached to.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    // SAFETY: all-zero bytes are a valid `bpf_link_info`.
+    let mut info: bpf_link_info = unsafe { zeroed() };
+    // SAFETY: all-zero bytes are a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.info.bpf_fd = link.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = (&raw mut info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: plain integers, zero where the kernel wrote none.
+    Ok(LinkInfo { cgroup: unsafe { info.__bindgen_anon_1.cgroup.cgroup_id } })
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` is initialised, lives across the call, and its pointers do too (see the callers).
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size_of::<bpf_attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
