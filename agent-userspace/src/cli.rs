@@ -1,0 +1,135 @@
+//! The command line: global flags, the tree of commands, exit codes. One file per command.
+//! A command prints its answer on stdout and why there is none on stderr.
+//! INVARIANT: 0 is yes, 1 is no or failed, 2 is a wrong command line; `--format json` has a stable shape.
+
+mod agents;
+mod approval_text;
+mod approvals;
+mod audit;
+mod audit_source;
+mod audit_text;
+mod ca;
+mod check;
+mod connector;
+mod doctor;
+mod failure;
+mod money;
+mod offline;
+mod output;
+mod policy;
+mod render;
+mod secret;
+mod status;
+mod vault;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use serde::de::DeserializeOwned;
+
+use crate::config::Paths;
+use crate::control::{Client, ClientError, Part, Request};
+
+pub use failure::Failure;
+pub use output::Output;
+
+/// AI agents can ask; the host decides.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, about, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes, before or after its name.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Global {
+    /// Where this instance keeps its files.
+    #[command(flatten)]
+    pub paths: Paths,
+    /// How to answer
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// How a command answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Switch agents off and on
+    #[command(subcommand)]
+    Agents(agents::Command),
+    /// Look at held calls and answer them
+    #[command(subcommand)]
+    Approvals(approvals::Command),
+    /// Read and verify the audit log
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// Show the certificate authority of a tenant
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Check the configuration: settings, agents, connectors, policies
+    Check(check::Args),
+    /// Look at connectors and run their examples
+    #[command(subcommand)]
+    Connector(connector::Command),
+    /// Name each enforcement layer, and what is open without it
+    Doctor(doctor::Args),
+    /// Check, test and explain policies
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Say what runs
+    Status(status::Args),
+    /// Keep the credentials that agents never see
+    #[command(subcommand)]
+    Vault(vault::Command),
+}
+
+/// Runs the command of this process's arguments.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    match dispatch(&global, command) {
+        Ok(code) => code,
+        Err(failure) => failure.report(&global),
+    }
+}
+
+fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Agents(command) => agents::run(global, command),
+        Command::Approvals(command) => approvals::run(global, command),
+        Command::Audit(command) => audit::run(global, command),
+        Command::Ca(command) => ca::run(global, command),
+        Command::Check(args) => check::run(global, args),
+        Command::Connector(command) => connector::run(global, command),
+        Command::Doctor(args) => doctor::run(global, args),
+        Command::Policy(command) => policy::run(global, command),
+        Command::Status(args) => status::run(global, args),
+        Command::Vault(command) => vault::run(global, command),
+    }
+}
+
+/// Asks the daemon for a list of objects.
+fn ask_all<T: DeserializeOwned>(global: &Global, request: &Request) -> Result<Vec<T>, Failure> {
+    let socket = global.paths.control_socket();
+    let mut found = Vec::new();
+    Client::require(&socket)?.ask(request, |part| {
+        if let Part::Item(value) = part {
+            let broken = |error: serde_json::Error| ClientError::Broken { path: socket.clone(), source: error.into() };
+            found.push(serde_json::from_value(value).map_err(broken)?);
+        }
+        Ok::<(), Failure>(())
+    })?;
+    Ok(found)
+}

@@ -1,0 +1,65 @@
+//! `sluice agents`: what agents there are, and their kill switch.
+//! Asks the running daemon; a switch takes effect before the command returns.
+//! INVARIANT: switching needs a daemon, since only it can cut what runs.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use policies::AgentId;
+
+use super::output::Tone;
+use super::{Failure, Global, Output, ask_all};
+use crate::control::{AgentReport, Client, Request};
+
+/// What to do with agents.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Refuse an agent's new connections and cut its open ones, at once
+    Disable {
+        /// TENANT/NAME
+        agent: AgentId,
+    },
+    /// Undo `disable`
+    Enable {
+        /// TENANT/NAME
+        agent: AgentId,
+    },
+    /// List the configured agents
+    List,
+}
+
+pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Disable { agent } => set(global, agent, true),
+        Command::Enable { agent } => set(global, agent, false),
+        Command::List => list(global),
+    }
+}
+
+fn set(global: &Global, agent: AgentId, disabled: bool) -> Result<ExitCode, Failure> {
+    let client = Client::require(&global.paths.control_socket())?;
+    let answer: serde_json::Value = client.ask_one(&Request::AgentsSet { agent: agent.clone(), disabled })?;
+    let output = Output::new(global);
+    output.object(&answer, |_| {
+        let (tone, word) = if disabled { (Tone::Bad, "off") } else { (Tone::Good, "on") };
+        format!("{agent} is switched {}", output.tone(tone, word))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(global: &Global) -> Result<ExitCode, Failure> {
+    let agents: Vec<AgentReport> = ask_all(global, &Request::AgentsList {})?;
+    let header = ["AGENT", "STAGE", "SWITCH", "RUNNING", "OWNER", "CONNECTIONS"];
+    Output::new(global).table(&agents, &header, "no agents are configured; see agents.d/*.toml", |agent| {
+        let switch = if agent.disabled { "off" } else { "on" };
+        vec![
+            agent.agent.to_string(),
+            agent.stage.clone(),
+            switch.to_owned(),
+            agent.workloads.to_string(),
+            agent.owner.clone(),
+            agent.connections.join(" "),
+        ]
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,102 @@
+//! What the operator wrote: paths, settings and the texts a bundle is made of. First step of every command.
+//! The only reader of files and environment in the product; everything else receives typed values.
+//! INVARIANT: an unknown key, a key set twice or a file that cannot be read is an error with its place, never a default.
+
+mod accounts;
+mod duration;
+mod merge;
+mod settings;
+mod snapshot;
+mod state;
+
+use std::path::PathBuf;
+
+use policies::Tenant;
+
+pub use accounts::{Accounts, ProcessFacts};
+pub use duration::parse_duration;
+pub use settings::{Approvals, Config, Control, Enforcement, Metrics, Names, Proxy, Vault};
+pub use snapshot::{Snapshot, TextFile, read_one, read_toml_files};
+pub use state::{adopt_owner, private_directory, public_directory, read_disabled, replace, write_disabled};
+
+/// Where one instance keeps its files. Several instances run side by side when all three differ.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Paths {
+    /// Directory of config.toml, config.d, agents.d, policies and connectors.d
+    #[arg(long = "config", global = true, env = "SLUICE_CONFIG", value_name = "DIR", default_value = "/etc/sluice")]
+    pub config: PathBuf,
+    /// Directory of the audit logs and the vault
+    #[arg(long = "state-dir", global = true, env = "SLUICE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/sluice")]
+    pub state: PathBuf,
+    /// Directory of the sockets and the tenants' CA certificates
+    #[arg(long = "runtime-dir", global = true, env = "SLUICE_RUNTIME_DIR", value_name = "DIR", default_value = "/run/sluice")]
+    pub runtime: PathBuf,
+}
+
+impl Paths {
+    /// The socket that the command line talks to.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime.join("control.sock")
+    }
+
+    /// The enforcer's own socket, for `sluice run`.
+    #[must_use]
+    pub fn enforcer_socket(&self) -> PathBuf {
+        self.runtime.join("enforcer.sock")
+    }
+
+    /// Where the tenants' root certificates are, for the launcher.
+    #[must_use]
+    pub fn ca_dir(&self) -> PathBuf {
+        self.runtime.join("ca")
+    }
+
+    /// One tenant's root certificate.
+    #[must_use]
+    pub fn ca_pem(&self, tenant: &Tenant) -> PathBuf {
+        self.ca_dir().join(format!("{tenant}.pem"))
+    }
+
+    /// The directory of the audit logs.
+    #[must_use]
+    pub fn audit_dir(&self) -> PathBuf {
+        self.state.join("audit")
+    }
+
+    /// The encrypted secrets.
+    #[must_use]
+    pub fn vault_file(&self) -> PathBuf {
+        self.state.join("vault.redb")
+    }
+
+    /// The vault's master key, unless the settings name another place.
+    #[must_use]
+    pub fn master_key_file(&self) -> PathBuf {
+        self.state.join("master.key")
+    }
+
+    /// The agents that are switched off, one `tenant/name` per line.
+    #[must_use]
+    pub fn disabled_file(&self) -> PathBuf {
+        self.state.join("disabled")
+    }
+}
+
+/// The directory in which systemd put this service's credentials, if it did.
+#[must_use]
+pub fn credentials_directory() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
+
+/// True if the environment asks for reduced mode.
+#[must_use]
+pub fn reduced_by_environment() -> bool {
+    std::env::var_os("SLUICE_REDUCED").is_some_and(|value| value == "1")
+}
+
+/// True if the environment asks for no colour (<https://no-color.org>).
+#[must_use]
+pub fn no_color_by_environment() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}

@@ -1,0 +1,115 @@
+//! The settings of `config.toml` and `config.d/*.toml`, as typed values with their defaults.
+//! Made by `merge` from the files' texts; read by the enforcer, the proxy process and the command line.
+//! INVARIANT: a value of these types is valid; nothing downstream checks it again.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use policies::{Approver, Endpoint, Group};
+
+/// Everything the settings files say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// `[approvals]`
+    pub approvals: Approvals,
+    /// `[control]`
+    pub control: Control,
+    /// `[enforcement]`
+    pub enforcement: Enforcement,
+    /// `[metrics]`
+    pub metrics: Metrics,
+    /// `[names]`
+    pub names: Names,
+    /// `[proxy]`
+    pub proxy: Proxy,
+    /// `[vault]`
+    pub vault: Vault,
+}
+
+/// `[proxy]`: the process that sees agent bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proxy {
+    /// Further trust anchors for upstream servers, as PEM files; absolute here.
+    pub extra_roots: Vec<PathBuf>,
+    /// The account the proxy process runs as: a name or a number.
+    pub user: String,
+    /// Fixed addresses for names, `host:port` to `host:port`. The certificate is still verified against the name.
+    pub connect_to: BTreeMap<Endpoint, String>,
+}
+
+impl Default for Proxy {
+    fn default() -> Proxy {
+        Proxy { extra_roots: Vec::new(), user: "sluice".to_owned(), connect_to: BTreeMap::new() }
+    }
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics {
+    /// Where `/metrics` is served; nowhere unless set.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[approvals]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Approvals {
+    /// How long a held call's connection is kept waiting for a person.
+    pub hold: Duration,
+    /// Who is in which approver group. Uid 0 is in every group.
+    pub groups: BTreeMap<Group, Vec<Approver>>,
+}
+
+impl Approvals {
+    /// The groups that a local user is in.
+    #[must_use]
+    pub fn groups_of(&self, approver: &Approver) -> Vec<Group> {
+        self.groups.iter().filter(|(_, members)| members.contains(approver)).map(|(group, _)| group.clone()).collect()
+    }
+}
+
+impl Default for Approvals {
+    fn default() -> Approvals {
+        Approvals { hold: Duration::from_secs(10), groups: BTreeMap::new() }
+    }
+}
+
+/// `[control]`
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Control {
+    /// The system group whose members may look, and answer approvals of their groups. Without it only uid 0 may.
+    pub group: Option<String>,
+}
+
+/// `[enforcement]`
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Enforcement {
+    /// Run although the kernel's LSM programs do not load, with the escapes that leaves open.
+    pub reduced: bool,
+}
+
+/// `[names]`: the pools of addresses that stand for names, each an address and a prefix length.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Names {
+    /// The IPv4 pool.
+    pub pool4: (Ipv4Addr, u8),
+    /// The IPv6 pool.
+    pub pool6: (Ipv6Addr, u8),
+}
+
+impl Default for Names {
+    fn default() -> Names {
+        Names {
+            pool4: (Ipv4Addr::new(198, 18, 0, 0), 15),
+            pool6: (Ipv6Addr::new(0xfd53, 0x6c75, 0x6963, 0x65, 0, 0, 0, 0), 64),
+        }
+    }
+}
+
+/// `[vault]`
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vault {
+    /// The file with the master key; absolute here. Without it: a systemd credential, else `master.key` of the state directory.
+    pub key_file: Option<PathBuf>,
+}
