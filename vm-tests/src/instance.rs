@@ -83,6 +83,12 @@ impl Instance {
         self.metrics_port
     }
 
+    /// The pid of the daemon's first process.
+    #[must_use]
+    pub fn daemon_pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
     /// Leaves the files in place at the end.
     pub fn keep(&mut self) {
         self.keep = true;

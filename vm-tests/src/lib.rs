@@ -3,6 +3,7 @@
 //! Invariant: whatever an instance made is gone when it is dropped, and what a killed run left is removed by the next.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod demo;
 pub mod instance;
 pub mod leftovers;

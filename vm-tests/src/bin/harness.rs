@@ -3,10 +3,12 @@
 //! Invariant: exits with 0 only if everything was as told.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vm_tests::leftovers;
+use vm_tests::bench::{self, load};
+use vm_tests::{demo, leftovers};
 
 #[derive(Parser)]
 #[command(name = "harness")]
@@ -17,18 +19,45 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure Sluice against a direct connection and against nginx
+    Bench(bench::Bench),
     /// Remove what test instances of dead owners have left
     Clean,
+    /// Run the demonstration
+    Demo {
+        /// The Python environment with `requests` and `stripe`
+        #[arg(long)]
+        venv: PathBuf,
+        /// Leave the instance's files in place
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Generate load, and print what came of it
+    Load(load::Load),
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Clean => {
             let removed = leftovers::clean();
             if removed > 0 {
                 println!("removed {removed} instances of runs that died");
             }
-            ExitCode::SUCCESS
+            Ok(true)
         }
+        Command::Demo { venv, keep } => demo::run(&venv, keep),
+        Command::Load(load) => load::run(&load).map(|()| true),
     }
 }

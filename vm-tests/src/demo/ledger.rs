@@ -1,0 +1,139 @@
+//! Last chapter: the log tells the whole story, cannot be changed quietly, and agrees with the metrics.
+//! Invariant: the tampered export differs from the good one in exactly one byte.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::stage::{AGENT, GITHUB_TOKEN, SLACK_TOKEN, STRIPE_KEY};
+use super::{Stage, Transcript};
+
+/// Tells the chapter.
+pub(super) fn run(stage: &Stage, told: &mut Transcript) {
+    told.line(
+        "the log has both refunds, each with who approved it, and no secret",
+        || story(stage),
+    );
+    let export = stage.instance.root().join("acme.log");
+    let key = stage.instance.root().join("acme.key");
+    let exported = told.check(
+        "an export of the log verifies offline against the public key",
+        || {
+            let public = stage.instance.ask(&["audit", "key"])?.ok()?.stdout;
+            fs::write(&key, &public)?;
+            fs::write(
+                &export,
+                stage
+                    .instance
+                    .ask(&["audit", "export", "--tenant", "acme"])?
+                    .ok()?
+                    .stdout,
+            )?;
+            let output = verify(stage, &export, public.trim())?.ok()?;
+            Ok((public.trim().to_owned(), output.text()))
+        },
+    );
+    let Some(key) = exported else { return };
+    told.line("with one byte of it changed, it does not", || {
+        let mut bytes = fs::read(&export)?;
+        // A digit of the amount in the last refund: what one would want to change.
+        let needle = b"12000";
+        let at = bytes
+            .windows(needle.len())
+            .rposition(|w| w == needle)
+            .context("no amount in the export")?;
+        *bytes.get_mut(at).context("no such byte")? = b'9';
+        let tampered = export.with_extension("tampered");
+        fs::write(&tampered, bytes)?;
+        let output = verify(stage, &tampered, &key)?;
+        if output.status.success() {
+            bail!("it verifies: {output}");
+        }
+        Ok(output.text())
+    });
+    told.line("the metrics agree with what this transcript did", || {
+        metrics(stage)
+    });
+}
+
+fn verify(stage: &Stage, file: &std::path::Path, key: &str) -> Result<crate::output::Output> {
+    stage
+        .instance
+        .ask(&["audit", "verify", &file.to_string_lossy(), "--key", key])
+}
+
+fn story(stage: &Stage) -> Result<String> {
+    let records = stage.audit()?;
+    let text = |record: &Value, pointer: &str| {
+        record
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let sent: Vec<&Value> = records
+        .iter()
+        .filter(|record| {
+            text(record, "/kind") == "intent"
+                && text(record, "/capability") == "stripe/refunds.create"
+        })
+        .collect();
+    if sent.len() != 2 {
+        bail!("{} refunds in the log, not 2", sent.len());
+    }
+    if sent
+        .iter()
+        .any(|record| !text(record, "/approval").starts_with("apr_"))
+    {
+        bail!("a refund without its approval: {sent:?}");
+    }
+    if sent.iter().any(|record| text(record, "/agent") != AGENT) {
+        bail!("a refund of somebody else: {sent:?}");
+    }
+    let all = serde_json::to_string(&records)?;
+    if [STRIPE_KEY, SLACK_TOKEN, GITHUB_TOKEN]
+        .iter()
+        .any(|secret| all.contains(secret))
+    {
+        bail!("a secret is in the log");
+    }
+    let mut kinds = std::collections::BTreeMap::<String, u32>::new();
+    for record in &records {
+        *kinds.entry(text(record, "/kind")).or_default() += 1;
+    }
+    Ok(format!("{} records: {kinds:?}", records.len()))
+}
+
+fn metrics(stage: &Stage) -> Result<String> {
+    let text = stage.instance.metrics()?;
+    let wanted = [
+        (
+            "refunds that were allowed since the restart",
+            ["stripe/refunds.create", "allow"],
+            1.0,
+        ),
+        (
+            "reads that were allowed since the restart",
+            ["stripe/balance.read", "allow"],
+            1.0,
+        ),
+    ];
+    let mut lines = Vec::new();
+    for (what, labels, least) in wanted {
+        let line = text
+            .lines()
+            .find(|line| !line.starts_with('#') && labels.iter().all(|label| line.contains(label)))
+            .with_context(|| format!("no metric for {what} ({labels:?})"))?;
+        let value: f64 = line
+            .rsplit(' ')
+            .next()
+            .and_then(|value| value.parse().ok())
+            .context("no number")?;
+        if value < least {
+            bail!("{line}: less than {least}");
+        }
+        lines.push(line.to_owned());
+    }
+    Ok(lines.join("\n"))
+}
