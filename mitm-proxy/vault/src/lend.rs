@@ -1,0 +1,105 @@
+//! Lending: a recorded call gets its credential, for this one request.
+//! Step 8 of a request's path; `Vault::lend` is the only way from a sealed credential to the wire.
+//! INVARIANT: what the agent sent in the credential's places is gone before anything else is decided.
+
+use std::fmt;
+
+use audit::{Owed, Recorded};
+use http::Request;
+use policies::{Auth, Call, CredentialId};
+
+use crate::error::{LendError, LendFault};
+use crate::inject::inject;
+use crate::scrub::Scrubber;
+use crate::store::Vault;
+use crate::strip::strip;
+
+/// A request that carries its credential and may be sent, and what must happen to the answer.
+#[must_use = "an armed request that is dropped is recorded as aborted"]
+pub struct Armed<B> {
+    request: Request<B>,
+    call: Call,
+    credential: Option<(CredentialId, u32)>,
+    scrubber: Scrubber,
+    owed: Owed,
+}
+
+impl Vault {
+    /// Strips the credential's places from the request and writes the credential into its own.
+    ///
+    /// A connector without auth gets nothing, and what it strips is stripped all the same.
+    ///
+    /// # Errors
+    /// The connector wants a credential that is not configured, missing, revoked, of another tenant, or no valid HTTP.
+    /// The request is gone then; the outcome is still owed.
+    pub fn lend<B>(&self, request: Request<B>, recorded: Recorded) -> Result<Armed<B>, LendError> {
+        let (call, owed) = recorded.into_owed();
+        match self.arm(request, &call) {
+            Ok((request, credential, scrubber)) => Ok(Armed {
+                request,
+                call,
+                credential,
+                scrubber,
+                owed,
+            }),
+            Err(fault) => Err(LendError { fault, call, owed }),
+        }
+    }
+
+    fn arm<B>(
+        &self,
+        request: Request<B>,
+        call: &Call,
+    ) -> Result<(Request<B>, Option<(CredentialId, u32)>, Scrubber), LendFault> {
+        let (mut parts, body) = request.into_parts();
+        strip(&mut parts.headers, &mut parts.uri, call.strip())?;
+        // The call says so too; lending does not depend on it.
+        strip(
+            &mut parts.headers,
+            &mut parts.uri,
+            call.auth().place().as_slice(),
+        )?;
+        if *call.auth() == Auth::None {
+            return Ok((Request::from_parts(parts, body), None, Scrubber::default()));
+        }
+
+        let id = call.credential().ok_or(LendFault::NotConfigured)?;
+        if id.tenant != call.agent().tenant {
+            return Err(LendFault::OtherTenant(id));
+        }
+        let (secret, version) = self.current(&id)?;
+        inject(&mut parts.headers, &mut parts.uri, call.auth(), &secret)
+            .map_err(|why| LendFault::Unfit(id.clone(), why))?;
+        let scrubber = Scrubber::new(&secret, call.auth());
+        Ok((
+            Request::from_parts(parts, body),
+            Some((id, version)),
+            scrubber,
+        ))
+    }
+}
+
+impl<B> Armed<B> {
+    /// The call that leaves.
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// The credential that was lent, and its version; for the outcome record.
+    pub fn credential(&self) -> Option<(&CredentialId, u32)> {
+        self.credential.as_ref().map(|(id, version)| (id, *version))
+    }
+
+    /// The request to send, the scrubber of its answer, and the outcome to record.
+    pub fn into_parts(self) -> (Request<B>, Scrubber, Owed) {
+        (self.request, self.scrubber, self.owed)
+    }
+}
+
+impl<B> fmt::Debug for Armed<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Armed")
+            .field("owed", &self.owed)
+            .finish_non_exhaustive()
+    }
+}
