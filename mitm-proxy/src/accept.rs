@@ -1,0 +1,353 @@
+//! Connections of agents: whose, where to, TLS or not, and which name that means.
+//! Place on the path: from the kernel's accept to the HTTP server.
+//! INVARIANT: a connection without an origin, a live workload and a protocol we read is dropped before any of it is parsed.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Response;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use policies::{Endpoint, Host, Reason};
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout_at};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Proxy;
+use crate::response::ResponseBody;
+use crate::tls::{H2, verify};
+use crate::wire::{Flaw, Watched};
+use crate::workload::Workload;
+
+/// A connection of an agent, as far as its requests need to know it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// Who opened it.
+    pub(crate) workload: Workload,
+    /// The address and port it asked for.
+    pub(crate) destination: SocketAddr,
+    /// The name that the address stands for.
+    pub(crate) host: Host,
+    /// Whether it is TLS.
+    pub(crate) secure: bool,
+    /// Why every request on it is refused, where that is already known.
+    pub(crate) barred: Option<(Reason, String)>,
+    /// What is wrong with its bytes, once something is.
+    pub(crate) flaw: Flaw,
+    endpoint: Endpoint,
+}
+
+impl Connection {
+    fn new(workload: Workload, destination: SocketAddr, name: Name, secure: bool) -> Self {
+        let endpoint = Endpoint { host: name.host.clone(), port: destination.port() };
+        Self { workload, destination, host: name.host, secure, barred: name.barred, flaw: Flaw::default(), endpoint }
+    }
+
+    /// Where its requests go.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.secure { "https" } else { "http" }
+    }
+
+    pub(crate) fn default_port(&self) -> u16 {
+        if self.secure { 443 } else { 80 }
+    }
+}
+
+/// The name a connection stands for, and why it may not be used, if so.
+struct Name {
+    host: Host,
+    barred: Option<(Reason, String)>,
+}
+
+/// A connection that is closed without an answer.
+struct Dropped {
+    reason: Reason,
+    workload: Option<Workload>,
+    host: String,
+    detail: String,
+}
+
+/// What the first bytes look like.
+enum Protocol {
+    Http,
+    Tls,
+}
+
+/// Accepts until `stop`; connections are served on `tasks` until they end or `cut` fires.
+pub(crate) async fn accept(
+    proxy: Proxy,
+    listener: TcpListener,
+    room: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    cut: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors or memory: the connection waits in the backlog; trying at once would only spin.
+                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) {
+                    tracing::warn!(%error, "accept failed");
+                    sleep(Duration::from_millis(50)).await;
+                }
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            proxy.meter().refused(None, None, Reason::Overloaded);
+            continue;
+        };
+        let (proxy, stop, cut) = (proxy.clone(), stop.clone(), cut.clone());
+        tasks.spawn(async move {
+            proxy.meter().connections(1);
+            tokio::select! {
+                () = cut.cancelled() => {}
+                ended = proxy.connection(stream, &stop) => {
+                    if let Err(dropped) = ended {
+                        proxy.turn_away(dropped).await;
+                    }
+                }
+            }
+            proxy.meter().connections(-1);
+            drop(permit);
+        });
+    }
+}
+
+impl Proxy {
+    /// One connection, from its origin to its end.
+    async fn connection(&self, stream: TcpStream, stop: &CancellationToken) -> Result<(), Dropped> {
+        let deadline = tokio::time::Instant::now() + self.settings().limits.handshake;
+        let origin = self.origins().accepted(stream.as_fd()).ok_or_else(|| Dropped {
+            reason: Reason::OriginUnknown,
+            workload: None,
+            host: String::new(),
+            detail: "The kernel knows no workload that opened this connection.".to_owned(),
+        })?;
+        let destination = SocketAddr::new(origin.destination.ip().to_canonical(), origin.destination.port());
+        let workload = self.workloads().get(origin.workload).ok_or_else(|| Dropped {
+            reason: Reason::AgentUnknown,
+            workload: None,
+            host: destination.to_string(),
+            detail: format!("Workload {:?} is not registered.", origin.workload),
+        })?;
+        if self.workloads().is_disabled(&workload.agent) {
+            let detail = format!("{} is disabled.", workload.agent);
+            let host = destination.to_string();
+            return Err(Dropped { reason: Reason::AgentDisabled, workload: Some(workload), host, detail });
+        }
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY towards the agent");
+        }
+        let watched = workload.clone();
+        tokio::select! {
+            ended = self.speak(stream, workload, destination, deadline, stop) => ended,
+            () = self.workloads().cut(&watched) => Ok(()),
+        }
+    }
+
+    /// Finds the protocol out and serves it.
+    async fn speak(
+        &self,
+        stream: TcpStream,
+        workload: Workload,
+        destination: SocketAddr,
+        deadline: tokio::time::Instant,
+        stop: &CancellationToken,
+    ) -> Result<(), Dropped> {
+        let dropped = |workload: Workload, (reason, detail): (Reason, String)| Dropped {
+            reason,
+            workload: Some(workload),
+            host: destination.to_string(),
+            detail,
+        };
+        let protocol = match timeout_at(deadline, protocol(&stream)).await {
+            Ok(Ok(Some(protocol))) => protocol,
+            // Opened and closed without a word, as port checks and pools do.
+            Ok(Ok(None)) | Err(_) => return Ok(()),
+            Ok(Err(refused)) => return Err(dropped(workload, refused)),
+        };
+        match protocol {
+            Protocol::Http => {
+                let name = self.name(&workload, destination);
+                let connection = Arc::new(Connection::new(workload, destination, name, false));
+                self.http1(stream, connection, stop).await
+            }
+            Protocol::Tls => {
+                let shaken = timeout_at(deadline, self.handshake(stream, &workload, destination)).await;
+                let late = || (Reason::TlsHandshake, "The TLS handshake was not finished in time.".to_owned());
+                let (stream, name) = match shaken.unwrap_or_else(|_| Err(late())) {
+                    Ok(shaken) => shaken,
+                    Err(failed) => return Err(dropped(workload, failed)),
+                };
+                let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+                let connection = Arc::new(Connection::new(workload, destination, name, true));
+                if h2 { self.http2(stream, connection, stop).await } else { self.http1(stream, connection, stop).await }
+            }
+        }
+    }
+
+    /// Which name the destination stands for: a synthetic address of the tenant, or a literal that a connection names.
+    fn name(&self, workload: &Workload, destination: SocketAddr) -> Name {
+        let named = self.names().name_of(&workload.agent.tenant, destination.ip());
+        let host = named.unwrap_or_else(|| Host::from(destination.ip()));
+        let barred = (!self.bundle().resolves(&workload.agent, &host)).then(|| {
+            let detail = format!("No connection of {} allows {host}; ask for one that does.", workload.agent);
+            (Reason::HostUnknown, detail)
+        });
+        Name { host, barred }
+    }
+
+    /// The handshake under a leaf for the name that the client wants to see. A client that wants another name than it
+    /// dialled gets its handshake and then a refusal that it can read, not a broken pipe.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        workload: &Workload,
+        destination: SocketAddr,
+    ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Name), (Reason, String)> {
+        let broken = |error: std::io::Error| (verify::agent_reason(&error), format!("The TLS handshake failed: {error}."));
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(broken)?;
+        let sni = start.client_hello().server_name().and_then(|name| Host::parse(name).ok());
+        let mut name = self.name(workload, destination);
+        let shown = sni.clone().unwrap_or_else(|| name.host.clone());
+        if name.barred.is_none() {
+            name.barred = match sni {
+                Some(sni) if sni == name.host => None,
+                Some(sni) => {
+                    let detail = format!("The connection was opened to {}, its TLS names {sni}.", name.host);
+                    Some((Reason::SniMismatch, detail))
+                }
+                None if name.host.is_ip() => None,
+                None => Some((Reason::SniMissing, format!("TLS to {} must name it (SNI).", name.host))),
+            };
+        }
+        let config = self.leaves().config(&workload.agent.tenant, &shown).await.map_err(|error| {
+            tracing::error!(%error, %shown, "no leaf certificate");
+            (Reason::TlsHandshake, format!("No certificate for {shown} could be made: {error}."))
+        })?;
+        let stream = start.into_stream(config).await.map_err(broken)?;
+        Ok((stream, name))
+    }
+
+    async fn http1<IO>(&self, io: IO, connection: Arc<Connection>, stop: &CancellationToken) -> Result<(), Dropped>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let limits = self.settings().limits.clone();
+        let io = Watched::new(io, Arc::clone(&connection.flaw), limits.head_bytes);
+        let serving = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_headers(limits.headers)
+            .max_header_size(limits.head_bytes)
+            .serve_connection(TokioIo::new(io), service_fn(|incoming| self.served(Arc::clone(&connection), incoming)));
+        tokio::pin!(serving);
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = stop.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        ended.or_else(|error| unreadable(&error, &connection))
+    }
+
+    async fn http2<IO>(&self, io: IO, connection: Arc<Connection>, stop: &CancellationToken) -> Result<(), Dropped>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let limits = self.settings().limits.clone();
+        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .adaptive_window(true)
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(limits.head)
+            .serve_connection(TokioIo::new(io), service_fn(|incoming| self.served(Arc::clone(&connection), incoming)));
+        tokio::pin!(serving);
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = stop.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        ended.or_else(|error| unreadable(&error, &connection))
+    }
+
+    /// One request of a connection; refusals are answers, too, so that nothing is an error to hyper.
+    fn served(
+        &self,
+        connection: Arc<Connection>,
+        incoming: http::Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + use<> {
+        let proxy = self.clone();
+        async move { Ok(proxy.answer(&connection, incoming).await) }
+    }
+
+    /// Says no to a connection that never became a request: a metric, and a record unless there were too many of its kind.
+    async fn turn_away(&self, dropped: Dropped) {
+        let agent = dropped.workload.as_ref().map(|workload| &workload.agent);
+        self.meter().refused(agent.map(|agent| &agent.tenant), agent, dropped.reason);
+        let key = (agent.cloned(), dropped.reason, dropped.host.clone());
+        let Some(left_out) = self.damper().admit(key, Instant::now()) else { return };
+        self.record_refusal(dropped.workload.as_ref(), dropped.reason, dropped.host, dropped.detail, left_out).await;
+    }
+}
+
+/// A request that hyper could not parse; it has answered 400 by itself.
+fn unreadable(error: &hyper::Error, connection: &Connection) -> Result<(), Dropped> {
+    let reason = if error.is_parse_version_h2() {
+        Reason::ProtocolUnsupported
+    } else if error.is_parse() {
+        Reason::MalformedRequest
+    } else {
+        return Ok(());
+    };
+    Err(Dropped {
+        reason,
+        workload: Some(connection.workload.clone()),
+        host: connection.host.to_string(),
+        detail: format!("The request cannot be read: {error}."),
+    })
+}
+
+/// Looks at the first bytes without taking them. `None`: the peer closed before it said anything.
+async fn protocol(stream: &TcpStream) -> Result<Option<Protocol>, (Reason, String)> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+    let mut seen = [0_u8; PREFACE.len()];
+    let Ok(length) = stream.peek(&mut seen).await else { return Ok(None) };
+    match seen.get(..length).unwrap_or_default() {
+        [] => Ok(None),
+        // TLS record type "handshake" (RFC 8446 section 5.1).
+        [0x16, ..] => Ok(Some(Protocol::Tls)),
+        all if all == PREFACE => {
+            let detail = "HTTP/2 without TLS is not served; use HTTP/1.1, or TLS.".to_owned();
+            Err((Reason::ProtocolUnsupported, detail))
+        }
+        [first, ..] if first.is_ascii_uppercase() => Ok(Some(Protocol::Http)),
+        [first, ..] => {
+            let detail = format!("The connection begins with byte {first:#04x}, which is neither TLS nor HTTP.");
+            Err((Reason::NotHttp, detail))
+        }
+    }
+}

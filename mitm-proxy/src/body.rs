@@ -1,0 +1,161 @@
+//! A request body: live from the agent, or read ahead because a decision needs it; counted and digested as it leaves.
+//! Place on the path: made with the request, read ahead by capability and approvals, sent by upstream.
+//! INVARIANT: what is decided on is what is sent; a body that was read ahead is sent from those same bytes.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use policies::{Digest, Reason};
+use sha2::{Digest as _, Sha256};
+
+use crate::refusal::Refusal;
+
+/// A request body, on its way upstream.
+#[derive(Debug)]
+pub(crate) struct Body {
+    inner: Inner,
+    tally: Tally,
+}
+
+#[derive(Debug)]
+enum Inner {
+    /// Still arriving from the agent.
+    Live(Incoming),
+    /// Read ahead; `sent` once the bytes have been handed on.
+    Whole { bytes: Bytes, trailers: Option<HeaderMap>, sent: bool },
+}
+
+/// Size and digest of what passed so far; shared between a body and the outcome that reports it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally(Arc<Mutex<Sums>>);
+
+#[derive(Debug, Default)]
+struct Sums {
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Tally {
+    pub(crate) fn add(&self, bytes: &[u8]) {
+        let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.bytes = sums.bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        sums.hash.update(bytes);
+    }
+
+    /// Bytes that passed, and their SHA-256.
+    pub(crate) fn sums(&self) -> (u64, Digest) {
+        let sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (sums.bytes, Digest(sums.hash.clone().finalize().into()))
+    }
+}
+
+impl Body {
+    /// A body that is still arriving.
+    pub(crate) fn live(incoming: Incoming) -> Self {
+        Self { inner: Inner::Live(incoming), tally: Tally::default() }
+    }
+
+    /// What has been read ahead, if anything was.
+    pub(crate) fn read(&self) -> Option<&Bytes> {
+        match &self.inner {
+            Inner::Live(_) => None,
+            Inner::Whole { bytes, .. } => Some(bytes),
+        }
+    }
+
+    /// A handle on the sums of what is sent.
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally.clone()
+    }
+
+    /// Reads the body to its end, at most `limit` bytes and for at most `within`. Reading twice is reading once.
+    pub(crate) async fn read_whole(&mut self, limit: usize, within: Duration) -> Result<Bytes, Refusal> {
+        let incoming = match &mut self.inner {
+            Inner::Whole { bytes, .. } => return Ok(bytes.clone()),
+            Inner::Live(incoming) => incoming,
+        };
+        let read = tokio::time::timeout(within, collect(incoming, limit)).await;
+        let (bytes, trailers) = read.map_err(|_| {
+            Refusal::new(Reason::RequestTimeout, "The request's body did not arrive in time.").and_close()
+        })??;
+        self.inner = Inner::Whole { bytes: bytes.clone(), trailers, sent: false };
+        Ok(bytes)
+    }
+}
+
+async fn collect(incoming: &mut Incoming, limit: usize) -> Result<(Bytes, Option<HeaderMap>), Refusal> {
+    let too_large = || {
+        let detail = format!("A decision on this call reads its body, and reads at most {limit} bytes.");
+        Refusal::new(Reason::BodyTooLarge, detail).and_close()
+    };
+    let announced = usize::try_from(incoming.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > limit {
+        return Err(too_large());
+    }
+    let mut bytes = BytesMut::with_capacity(announced);
+    let mut trailers = None;
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| {
+            Refusal::new(Reason::MalformedRequest, format!("The request's body cannot be read: {error}.")).and_close()
+        })?;
+        match frame.into_data() {
+            Ok(data) if bytes.len().saturating_add(data.len()) > limit => return Err(too_large()),
+            Ok(data) => bytes.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok((bytes.freeze(), trailers))
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.inner {
+            Inner::Live(incoming) => match Pin::new(incoming).poll_frame(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(frame) => frame,
+            },
+            Inner::Whole { bytes, trailers, sent } => {
+                if !*sent && !bytes.is_empty() {
+                    *sent = true;
+                    Some(Ok(Frame::data(bytes.clone())))
+                } else {
+                    trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
+                }
+            }
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.tally.add(data);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Live(incoming) => incoming.is_end_stream(),
+            Inner::Whole { bytes, trailers, sent } => (*sent || bytes.is_empty()) && trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Live(incoming) => incoming.size_hint(),
+            // With trailers to come the length is left open, or HTTP/1 would send a Content-Length and drop them.
+            Inner::Whole { trailers: Some(_), .. } => SizeHint::default(),
+            Inner::Whole { sent: true, .. } => SizeHint::with_exact(0),
+            Inner::Whole { bytes, .. } => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+        }
+    }
+}

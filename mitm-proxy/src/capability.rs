@@ -1,0 +1,38 @@
+//! A request becomes a call: the bundle maps it to one named capability with typed params, or refuses it.
+//! Place on the path: after parsing, before deciding; reads the body ahead only where a matcher looks into it.
+//! INVARIANT: what no capability matches is refused; a credential is never lent to a connection in the clear.
+
+use policies::{BodyNeed, Bundle, Call, Reason};
+
+use crate::accept::Connection;
+use crate::refusal::Refusal;
+use crate::request::Request;
+use crate::settings::Limits;
+
+/// Maps `request`; the body is read whole where the bundle needs it.
+pub(crate) async fn map(
+    bundle: &Bundle,
+    connection: &Connection,
+    request: &mut Request,
+    limits: &Limits,
+) -> Result<Call, Refusal> {
+    let agent = &connection.workload.agent;
+    if bundle.agent(agent).is_none() {
+        let detail = format!("No agent {agent} is configured; ask the operator to add it to agents.d.");
+        return Err(Refusal::new(Reason::AgentUnknown, detail));
+    }
+    let need = {
+        let headers = request.header_list()?;
+        bundle.body_need(agent, request.endpoint(), &request.view(&headers))
+    };
+    if let BodyNeed::Whole { limit } = need {
+        request.body.read_whole(limit.min(limits.body_bytes), limits.body).await?;
+    }
+    let headers = request.header_list()?;
+    let call = bundle.call(agent, request.endpoint(), &request.view(&headers))?;
+    if call.credential().is_some() && !connection.secure {
+        let detail = "This connection is not encrypted, and a credential is lent only over TLS; use https.";
+        return Err(Refusal::new(Reason::ProtocolUnsupported, detail).of_call(&call));
+    }
+    Ok(call)
+}

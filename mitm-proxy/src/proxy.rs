@@ -1,0 +1,267 @@
+//! The proxy as a whole: what the stages share, starting, reloading and stopping.
+//! Place on the path: around it; `serve` is the path itself.
+//! INVARIANT: bundle and settings are replaced as a whole, so that a request sees one version of each at a time.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use audit::{AuditError, Ledger, RefusalFacts};
+use policies::{AgentId, Bundle, Reason, Tenant};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vault::Vault;
+
+use crate::approvals::Approvals;
+use crate::meter::Meter;
+use crate::names::damper::Damper;
+use crate::names::pool::{NamePool, PoolError};
+use crate::names::resolver;
+use crate::origin::Origins;
+use crate::serve::workload_facts;
+use crate::settings::Settings;
+use crate::tls::ca::CaError;
+use crate::tls::leaf::Leaves;
+use crate::tls::verify::{RootsError, client_config};
+use crate::upstream::Upstream;
+use crate::workload::{Workload, Workloads};
+use crate::{accept, clock};
+
+/// Why the proxy cannot start, or cannot take new settings.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The approvals that were open before the last stop cannot be read.
+    #[error("open approvals cannot be read: {0}")]
+    Approvals(#[from] AuditError),
+    /// The pools of synthetic addresses do not serve.
+    #[error("the address pools do not serve: {0}")]
+    Names(#[from] PoolError),
+    /// The pools cannot change while addresses of the old ones are in use.
+    #[error("the address pools cannot change while the proxy runs; restart it")]
+    NamesChanged,
+    /// Upstream could not be verified.
+    #[error("upstream roots do not serve: {0}")]
+    Roots(#[from] RootsError),
+}
+
+/// The sockets that the proxy serves; the kernel side sends agents to them. Non-blocking mode is set by [`Proxy::run`].
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// Where redirected TCP connections arrive.
+    pub tcp: Vec<std::net::TcpListener>,
+    /// Where DNS over TCP arrives.
+    pub dns_tcp: Vec<std::net::TcpListener>,
+    /// Where DNS datagrams arrive.
+    pub dns_udp: Vec<std::net::UdpSocket>,
+}
+
+/// The path of a request, ready to serve. Cheap to clone.
+#[derive(Clone)]
+pub struct Proxy(Arc<Shared>);
+
+struct Shared {
+    approvals: Approvals,
+    bundle: RwLock<Arc<Bundle>>,
+    damper: Damper<(Option<AgentId>, Reason, String)>,
+    leaves: Leaves,
+    ledger: Ledger,
+    meter: Arc<dyn Meter>,
+    names: NamePool,
+    origins: Arc<dyn Origins>,
+    settings: RwLock<Arc<Settings>>,
+    upstream: Upstream,
+    vault: Arc<Vault>,
+    workloads: Arc<Workloads>,
+}
+
+impl Proxy {
+    /// Prepares the path; nothing is served before [`Proxy::run`].
+    ///
+    /// # Errors
+    /// Unusable pools or roots, or a ledger whose open approvals cannot be read.
+    pub fn new(
+        bundle: Bundle,
+        ledger: Ledger,
+        vault: Arc<Vault>,
+        origins: Arc<dyn Origins>,
+        workloads: Arc<Workloads>,
+        meter: Arc<dyn Meter>,
+        settings: Settings,
+    ) -> Result<Self, StartError> {
+        let names = NamePool::new(settings.names, settings.limits.names)?;
+        names.preassign(&bundle);
+        let tls = client_config(&settings.extra_roots)?;
+        Ok(Self(Arc::new(Shared {
+            approvals: Approvals::open(ledger.clone())?,
+            bundle: RwLock::new(Arc::new(bundle)),
+            damper: Damper::default(),
+            leaves: Leaves::new(Arc::clone(&vault)),
+            upstream: Upstream::new(tls, ledger.clone(), Arc::clone(&meter)),
+            ledger,
+            meter,
+            names,
+            origins,
+            settings: RwLock::new(Arc::new(settings)),
+            vault,
+            workloads,
+        })))
+    }
+
+    /// Serves until `stop`, then lets open calls finish for `limits.drain` and cuts the rest.
+    /// A listener that cannot be served is left out, loudly: the kernel side then has nowhere to send to, and agents are refused.
+    pub async fn run(self, listeners: Listeners, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let cut = CancellationToken::new();
+        let settings = self.settings();
+        let room = Arc::new(Semaphore::new(settings.limits.connections));
+        let helpers = CancellationToken::new();
+        for listener in listeners.tcp.into_iter().filter_map(tcp_listener) {
+            let serving =
+                accept::accept(self.clone(), listener, Arc::clone(&room), tasks.clone(), stop.clone(), cut.clone());
+            tasks.spawn(serving);
+        }
+        for listener in listeners.dns_tcp.into_iter().filter_map(tcp_listener) {
+            tasks.spawn(resolver::tcp(self.clone(), listener, tasks.clone(), stop.clone()));
+        }
+        for socket in listeners.dns_udp.into_iter().filter_map(udp_socket) {
+            tasks.spawn(resolver::udp(self.clone(), socket, stop.clone()));
+        }
+        let (this, ended) = (self.clone(), helpers.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = this.0.approvals.sweep() => {}
+            }
+        });
+        let (this, ended) = (self.clone(), helpers.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = this.0.upstream.sweep(this.settings().limits.idle) => {}
+            }
+        });
+        stop.cancelled().await;
+        tasks.close();
+        if tokio::time::timeout(settings.limits.drain, tasks.wait()).await.is_err() {
+            tracing::info!(open = tasks.len(), "cutting the connections that did not end in time");
+            cut.cancel();
+            tasks.wait().await;
+        }
+        helpers.cancel();
+    }
+
+    /// Puts another bundle in force; requests that are being decided finish under the one they began with.
+    pub fn replace_bundle(&self, bundle: Bundle) {
+        self.0.names.preassign(&bundle);
+        *self.0.bundle.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(bundle);
+    }
+
+    /// The bundle in force.
+    #[must_use]
+    pub fn bundle(&self) -> Arc<Bundle> {
+        Arc::clone(&self.0.bundle.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts other settings in force for the connections and calls from now on. Idle upstream connections are closed.
+    ///
+    /// # Errors
+    /// Unusable roots, or other pools than at the start. The settings in force stay in force then.
+    pub fn replace_settings(&self, settings: Settings) -> Result<(), StartError> {
+        let tls = client_config(&settings.extra_roots)?;
+        let mut current = self.0.settings.write().unwrap_or_else(PoisonError::into_inner);
+        if current.names != settings.names {
+            return Err(StartError::NamesChanged);
+        }
+        *current = Arc::new(settings);
+        self.0.upstream.replace(tls);
+        Ok(())
+    }
+
+    /// The approvals that wait, and those that were answered lately.
+    #[must_use]
+    pub fn approvals(&self) -> &Approvals {
+        &self.0.approvals
+    }
+
+    /// The root certificate of a tenant as PEM, for the trust stores of its agents. Made the first time it is asked for.
+    ///
+    /// # Errors
+    /// The vault cannot be read or written, or holds something else than a CA.
+    pub fn ca_pem(&self, tenant: &Tenant) -> Result<String, CaError> {
+        self.0.leaves.ca_pem(tenant)
+    }
+
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.0.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn damper(&self) -> &Damper<(Option<AgentId>, Reason, String)> {
+        &self.0.damper
+    }
+
+    pub(crate) fn leaves(&self) -> &Leaves {
+        &self.0.leaves
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    pub(crate) fn meter(&self) -> &dyn Meter {
+        &*self.0.meter
+    }
+
+    pub(crate) fn names(&self) -> &NamePool {
+        &self.0.names
+    }
+
+    pub(crate) fn origins(&self) -> &dyn Origins {
+        &*self.0.origins
+    }
+
+    pub(crate) fn upstream(&self) -> &Upstream {
+        &self.0.upstream
+    }
+
+    pub(crate) fn vault(&self) -> &Vault {
+        &self.0.vault
+    }
+
+    pub(crate) fn workloads(&self) -> &Workloads {
+        &self.0.workloads
+    }
+
+    /// Records a refusal that no request carries.
+    pub(crate) async fn record_refusal(
+        &self,
+        workload: Option<&Workload>,
+        reason: Reason,
+        host: String,
+        detail: String,
+        left_out: u64,
+    ) {
+        let tenant = workload.map_or_else(Ledger::host_tenant, |workload| workload.agent.tenant.clone());
+        let detail =
+            if left_out == 0 { detail } else { format!("{detail} {left_out} more before it were not recorded.") };
+        let facts = RefusalFacts {
+            agent: workload.map(|workload| workload.agent.clone()),
+            workload: workload.map(workload_facts),
+            host: Some(host),
+            detail,
+            ..RefusalFacts::new(tenant, reason, clock::now())
+        };
+        if let Err(error) = self.0.ledger.refused(facts).await {
+            tracing::error!(%error, %reason, "a refusal could not be recorded");
+        }
+    }
+}
+
+fn tcp_listener(listener: std::net::TcpListener) -> Option<TcpListener> {
+    let served = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+    served.inspect_err(|error| tracing::error!(%error, "a listener cannot be served")).ok()
+}
+
+fn udp_socket(socket: std::net::UdpSocket) -> Option<UdpSocket> {
+    let served = socket.set_nonblocking(true).and_then(|()| UdpSocket::from_std(socket));
+    served.inspect_err(|error| tracing::error!(%error, "a DNS socket cannot be served")).ok()
+}

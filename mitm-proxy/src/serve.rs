@@ -1,0 +1,196 @@
+//! The path of one request, one line per stage. Start reading here.
+//! Place on the path: called by the HTTP server for each request of an agent's connection; calls every other stage.
+//! INVARIANT: `?` is the only exit, and one place turns a refusal into a response, a record and a metric.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use audit::{IntentFacts, Outcome, Recorded, RefusalFacts, WorkloadFacts};
+use http::header::HOST;
+use http::{Response, Version};
+use hyper::body::Incoming;
+use policies::{Call, Decision, Digest, Facts, Held};
+use vault::Armed;
+
+use crate::accept::Connection;
+use crate::approvals::Patience;
+use crate::body::Body;
+use crate::meter::{CallMeasure, Decided, Stage};
+use crate::refusal::Refusal;
+use crate::request::Request;
+use crate::response::ResponseBody;
+use crate::upstream::Departure;
+use crate::workload::Workload;
+use crate::{Proxy, capability, clock};
+
+impl Proxy {
+    /// A request becomes a call, the call a decision, the decision a permit, the permit a record, the record a lent
+    /// credential; only that leaves.
+    async fn serve(
+        &self,
+        connection: &Connection,
+        incoming: http::Request<Incoming>,
+        notes: &Notes,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let settings = self.settings();
+        let mut request = Request::parse(incoming, connection)?;
+        let call = capability::map(&self.bundle(), connection, &mut request, &settings.limits).await?;
+        let decision = self.decide(call, connection);
+        let patience = Patience { settings: &settings, meter: self.meter() };
+        let again = |held: Held, grant| self.bundle().decide(held.into_call(), &self.facts(connection), Some(grant));
+        let permit = self.approvals().settle(decision, &mut request.body, patience, again).await?;
+        let recorded = self.ledger().intent(permit, notes.intent(connection, &request)).await?;
+        let departure = Departure::of(connection, &request, &settings, notes.started);
+        let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
+        self.upstream().send(armed, departure).await
+    }
+
+    /// Serves one request; the only place where a refusal becomes a response, a record and a metric.
+    pub(crate) async fn answer(
+        &self,
+        connection: &Arc<Connection>,
+        incoming: http::Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        let notes = Notes::of(&incoming);
+        match self.serve(connection, incoming, &notes).await {
+            Ok(response) => response,
+            Err(refusal) => self.refuse(connection, &notes, refusal).await,
+        }
+    }
+
+    async fn refuse(&self, connection: &Connection, notes: &Notes, refusal: Refusal) -> Response<ResponseBody> {
+        let agent = &connection.workload.agent;
+        let mut refusal = refusal;
+        if !refusal.recorded {
+            let facts = notes.refusal(connection, &refusal);
+            let ledger = self.ledger().clone();
+            // Detached, so that an agent that hangs up does not take the record with it.
+            let write = tokio::spawn(async move { ledger.refused(facts).await });
+            if let Ok(Err(error)) = write.await {
+                tracing::error!(%error, reason = %refusal.reason, "a refusal could not be recorded");
+                refusal = error.into();
+            }
+        }
+        self.meter().refused(Some(&agent.tenant), Some(agent), refusal.reason);
+        self.meter().stage(Stage::Whole, notes.started.elapsed());
+        tracing::debug!(%agent, reason = %refusal.reason, detail = %refusal.detail, "refused");
+        refusal.response(notes.version)
+    }
+
+    /// Decides without an approval, and counts the decision.
+    fn decide(&self, call: Call, connection: &Connection) -> Decision {
+        let started = Instant::now();
+        let connector = call.connector().clone();
+        let capability = call.capability().clone();
+        let decision = self.bundle().decide(call, &self.facts(connection), None);
+        self.meter().stage(Stage::Decision, started.elapsed());
+        self.meter().call(&CallMeasure {
+            agent: &connection.workload.agent,
+            connector: &connector,
+            capability: &capability,
+            decision: match &decision {
+                Decision::Allow(_) => Decided::Allow,
+                Decision::Deny(_) => Decided::Deny,
+                Decision::Hold(_) => Decided::Hold,
+            },
+        });
+        decision
+    }
+
+    fn facts(&self, connection: &Connection) -> Facts {
+        Facts { now: clock::now(), disabled: self.workloads().is_disabled(&connection.workload.agent) }
+    }
+
+    /// Lends the credential; a refusal here comes after the intent, so that it is recorded as its outcome.
+    fn lend(&self, request: http::Request<Body>, recorded: Recorded) -> Result<Armed<Body>, Refusal> {
+        self.vault().lend(request, recorded).map_err(|error| {
+            let refusal = Refusal::new(error.reason(), error.to_string()).already_recorded();
+            let outcome = Outcome {
+                reason: Some(refusal.reason),
+                detail: Some(refusal.detail.clone()),
+                ..Outcome::new(clock::now())
+            };
+            self.ledger().outcome(error.into_owed(), outcome);
+            refusal
+        })
+    }
+}
+
+/// What is written down about a request whatever becomes of it.
+struct Notes {
+    started: Instant,
+    version: Version,
+    method: String,
+    path: String,
+    host: Option<String>,
+    trace_id: String,
+}
+
+impl Notes {
+    fn of(incoming: &http::Request<Incoming>) -> Self {
+        let host = incoming.uri().authority().map(ToString::to_string);
+        let header = || incoming.headers().get(HOST).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        Self {
+            started: Instant::now(),
+            version: incoming.version(),
+            method: incoming.method().to_string(),
+            path: incoming.uri().path().to_owned(),
+            host: host.or_else(header),
+            trace_id: trace_id(),
+        }
+    }
+
+    fn intent(&self, connection: &Connection, request: &Request) -> IntentFacts {
+        IntentFacts {
+            workload: workload_facts(&connection.workload),
+            method: request.method().to_string(),
+            path: request.path().to_owned(),
+            host: connection.host.clone(),
+            request_digest: request.body.read().map(|bytes| Digest::of(bytes)),
+            at: clock::now(),
+            trace_id: self.trace_id.clone(),
+        }
+    }
+
+    fn refusal(&self, connection: &Connection, refusal: &Refusal) -> RefusalFacts {
+        let agent = &connection.workload.agent;
+        let call = refusal.call.as_deref();
+        RefusalFacts {
+            agent: Some(agent.clone()),
+            workload: Some(workload_facts(&connection.workload)),
+            connection: call.map(|call| call.connection().clone()),
+            capability: call.map(|call| call.capability().clone()),
+            params: call.map(|call| call.params().clone()).unwrap_or_default(),
+            policies: refusal.policies.clone(),
+            policy_version: refusal.version,
+            approval: refusal.approval,
+            host: self.host.clone(),
+            method: Some(self.method.clone()),
+            path: Some(self.path.clone()),
+            detail: refusal.detail.clone(),
+            trace_id: self.trace_id.clone(),
+            ..RefusalFacts::new(agent.tenant.clone(), refusal.reason, clock::now())
+        }
+    }
+}
+
+/// 32 hexadecimal digits, as W3C Trace Context wants them; empty where the kernel has no randomness.
+fn trace_id() -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(32);
+    for byte in clock::entropy().iter().flatten() {
+        // NOTE: writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// The record's view of a workload.
+pub(crate) fn workload_facts(workload: &Workload) -> WorkloadFacts {
+    WorkloadFacts {
+        id: workload.id,
+        pid: workload.pid,
+        exe: workload.exe.clone(),
+        cgroup: Some(workload.cgroup.clone()),
+    }
+}

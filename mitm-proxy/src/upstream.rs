@@ -1,0 +1,350 @@
+//! The call leaves: resolve, connect, verify, send, and take the answer's head.
+//! Place on the path: after the credential was put in; the only code that opens connections to the outside.
+//! INVARIANT: the peer is verified for the name that was decided on, and a call is sent at most once.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use audit::Ledger;
+use http::header::{ACCEPT_ENCODING, HOST, IF_RANGE, RANGE};
+use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Response, Uri, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use policies::{AgentId, Endpoint, Reason};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use vault::Armed;
+
+use crate::accept::Connection;
+use crate::body::{Body, Tally};
+use crate::meter::{Meter, Stage};
+use crate::names::real::{Resolved, resolve};
+use crate::pool::{Borrowed, Key, Pool, Sender};
+use crate::refusal::Refusal;
+use crate::request::Request;
+use crate::response::{Debt, EncodedAnswer, ResponseBody, relay};
+use crate::settings::Settings;
+use crate::tls::{H2, verify};
+
+/// The way out.
+pub(crate) struct Upstream {
+    pool: Pool,
+    tls: RwLock<Arc<ClientConfig>>,
+    resolved: RwLock<HashMap<Endpoint, Resolved>>,
+    ledger: Ledger,
+    meter: Arc<dyn Meter>,
+}
+
+/// What is needed besides the call itself.
+pub(crate) struct Departure<'a> {
+    pub(crate) agent: &'a AgentId,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) secure: bool,
+    pub(crate) settings: &'a Settings,
+    pub(crate) sent: Tally,
+    pub(crate) started: Instant,
+}
+
+impl<'a> Departure<'a> {
+    pub(crate) fn of(
+        connection: &'a Connection,
+        request: &Request,
+        settings: &'a Settings,
+        started: Instant,
+    ) -> Self {
+        Self {
+            agent: &connection.workload.agent,
+            endpoint: connection.endpoint(),
+            secure: connection.secure,
+            settings,
+            sent: request.body.tally(),
+            started,
+        }
+    }
+}
+
+/// Why the call got no answer.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) reason: Reason,
+    pub(crate) detail: String,
+}
+
+impl Failed {
+    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+impl Upstream {
+    pub(crate) fn new(tls: Arc<ClientConfig>, ledger: Ledger, meter: Arc<dyn Meter>) -> Self {
+        Self { pool: Pool::default(), tls: RwLock::new(tls), resolved: RwLock::default(), ledger, meter }
+    }
+
+    /// Roots or fixed addresses changed: nothing that was opened or looked up before counts any more.
+    pub(crate) fn replace(&self, tls: Arc<ClientConfig>) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+        self.resolved.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.pool.clear();
+    }
+
+    /// Closes idle connections, for as long as the proxy runs.
+    pub(crate) async fn sweep(&self, idle: Duration) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            self.pool.sweep(idle);
+            let mut resolved = self.resolved.write().unwrap_or_else(PoisonError::into_inner);
+            resolved.retain(|_, entry| entry.at.elapsed() < idle);
+        }
+    }
+
+    /// Sends the call and turns the answer's head into the agent's. From here on the outcome is owed, and written.
+    pub(crate) async fn send(
+        &self,
+        armed: Armed<Body>,
+        departure: Departure<'_>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let credential = armed.credential().map(|(id, version)| (id.clone(), version));
+        let (mut request, scrubber, owed) = armed.into_parts();
+        let mut debt = Debt {
+            owed: Some(owed),
+            ledger: self.ledger.clone(),
+            meter: Arc::clone(&self.meter),
+            sent: departure.sent.clone(),
+            received: None,
+            status: None,
+            credential,
+            departed: Instant::now(),
+            started: departure.started,
+        };
+        if debt.credential.is_some() {
+            ask_for_scrubbable(&mut request);
+        }
+        let answer = self.exchange(request, &departure).await;
+        self.meter.stage(Stage::Upstream, debt.departed.elapsed());
+        let failed = match answer {
+            Ok((answer, connection)) => {
+                match relay(answer, scrubber, debt, connection, departure.settings.limits.silence) {
+                    Ok(response) => return Ok(response),
+                    Err(EncodedAnswer { encoding, debt: unsettled }) => {
+                        debt = unsettled;
+                        let detail = format!(
+                            "Upstream encoded its answer ({encoding}) although it was asked not to; the lent credential \
+                             could not be searched for in it."
+                        );
+                        Failed::new(Reason::ResponseEncoding, detail)
+                    }
+                }
+            }
+            Err(failed) => failed,
+        };
+        debt.fail(failed.reason, &failed.detail);
+        Err(Refusal::new(failed.reason, failed.detail).already_recorded())
+    }
+
+    /// One exchange; a second try only where hyper hands the whole message back, and so sent nothing of it.
+    async fn exchange(
+        &self,
+        request: http::Request<Body>,
+        departure: &Departure<'_>,
+    ) -> Result<(Response<Incoming>, Borrowed), Failed> {
+        let limits = &departure.settings.limits;
+        let mut request = request;
+        loop {
+            let mut connection = self.connection(departure).await?;
+            let outbound = for_sender(request, &connection.sender, departure)?;
+            let sending = connection.sender.send(outbound);
+            let failed = match timeout(limits.answer, sending).await {
+                Err(_) => return Err(Failed::new(Reason::UpstreamTimeout, "Upstream did not answer in time.")),
+                Ok(Ok(answer)) => return Ok((answer, connection)),
+                Ok(Err(failed)) => failed,
+            };
+            match failed.unsent {
+                Some(unsent) if connection.reused => request = back_to_origin_form(*unsent),
+                _ => {
+                    let detail = format!("The call to {} broke off: {}.", departure.endpoint, failed.error);
+                    return Err(Failed::new(Reason::UpstreamUnreachable, detail));
+                }
+            }
+        }
+    }
+
+    /// A kept connection, or a new one to the first address that answers.
+    async fn connection(&self, departure: &Departure<'_>) -> Result<Borrowed, Failed> {
+        let limits = &departure.settings.limits;
+        let addresses = self.addresses(departure).await?;
+        let key = |address| Key {
+            agent: departure.agent.clone(),
+            endpoint: departure.endpoint.clone(),
+            address,
+            secure: departure.secure,
+        };
+        for address in addresses.iter() {
+            if let Some(kept) = self.pool.take(&key(*address), limits.idle, limits.idle_connections) {
+                return Ok(kept);
+            }
+        }
+        let mut last = Failed::new(Reason::UpstreamUnreachable, format!("{} has no address.", departure.endpoint));
+        for address in addresses.iter() {
+            match self.connect(*address, departure).await {
+                Ok(sender) => return Ok(self.pool.adopt(sender, &key(*address), limits.idle_connections)),
+                // The name is wrong or the peer is: another address would only hide it.
+                Err(failed) if failed.reason == Reason::UpstreamCertificate => return Err(failed),
+                Err(failed) => last = failed,
+            }
+        }
+        Err(last)
+    }
+
+    async fn addresses(&self, departure: &Departure<'_>) -> Result<Arc<[SocketAddr]>, Failed> {
+        let fresh = |entry: &&Resolved| entry.at.elapsed() < departure.settings.limits.resolved;
+        {
+            let resolved = self.resolved.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(entry) = resolved.get(departure.endpoint).filter(fresh) {
+                return Ok(Arc::clone(&entry.addresses));
+            }
+        }
+        let fixed = departure.settings.connect_to.get(departure.endpoint);
+        let entry = resolve(departure.endpoint, fixed.map(String::as_str), departure.settings.limits.connect).await?;
+        let addresses = Arc::clone(&entry.addresses);
+        self.resolved.write().unwrap_or_else(PoisonError::into_inner).insert(departure.endpoint.clone(), entry);
+        Ok(addresses)
+    }
+
+    async fn connect(&self, address: SocketAddr, departure: &Departure<'_>) -> Result<Sender, Failed> {
+        let limits = &departure.settings.limits;
+        let endpoint = departure.endpoint;
+        let stream = timeout(limits.connect, TcpStream::connect(address))
+            .await
+            .map_err(|_| Failed::new(Reason::UpstreamTimeout, format!("No connection to {endpoint} in time.")))?
+            .map_err(|error| {
+                Failed::new(Reason::UpstreamUnreachable, format!("No connection to {endpoint}: {error}."))
+            })?;
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY towards upstream");
+        }
+        let shake = async {
+            if !departure.secure {
+                return handshake(stream, false, limits.head_bytes, limits.headers).await;
+            }
+            let name = ServerName::try_from(endpoint.host.to_string()).map_err(|_| {
+                Failed::new(Reason::UpstreamCertificate, format!("{endpoint} cannot be verified by name."))
+            })?;
+            let tls = Arc::clone(&self.tls.read().unwrap_or_else(PoisonError::into_inner));
+            let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(|error| {
+                Failed::new(verify::upstream_reason(&error), format!("The TLS handshake with {endpoint} failed: {error}."))
+            })?;
+            let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+            handshake(stream, h2, limits.head_bytes, limits.headers).await
+        };
+        timeout(limits.upstream_handshake, shake)
+            .await
+            .map_err(|_| Failed::new(Reason::UpstreamTimeout, format!("No handshake with {endpoint} in time.")))?
+    }
+}
+
+async fn handshake<IO>(io: IO, h2: bool, head_bytes: usize, headers: usize) -> Result<Sender, Failed>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let failed = |error: hyper::Error| {
+        Failed::new(Reason::UpstreamUnreachable, format!("The HTTP handshake with upstream failed: {error}."))
+    };
+    let io = TokioIo::new(io);
+    if h2 {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .adaptive_window(true)
+            .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(Duration::from_secs(30))
+            .handshake(io)
+            .await
+            .map_err(failed)?;
+        tokio::spawn(connection);
+        return Ok(Sender::Http2(sender));
+    }
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(headers)
+        .max_header_size(head_bytes)
+        .handshake(io)
+        .await
+        .map_err(failed)?;
+    tokio::spawn(connection);
+    Ok(Sender::Http1(sender))
+}
+
+/// A send that failed, and the request if nothing of it was sent.
+struct Unsent {
+    error: hyper::Error,
+    unsent: Option<Box<http::Request<Body>>>,
+}
+
+impl Sender {
+    async fn send(&mut self, request: http::Request<Body>) -> Result<Response<Incoming>, Unsent> {
+        let result = match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender) => sender.try_send_request(request).await,
+        };
+        result.map_err(|mut error| {
+            let unsent = error.take_message().map(Box::new);
+            Unsent { error: error.into_error(), unsent }
+        })
+    }
+}
+
+/// A scrubber sees only plain bytes and whole bodies: no content coding, and no ranges, which would let a secret that
+/// upstream echoes be read a few bytes at a time.
+fn ask_for_scrubbable(request: &mut http::Request<Body>) {
+    let headers = request.headers_mut();
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.remove(RANGE);
+    headers.remove(IF_RANGE);
+}
+
+/// HTTP/1 wants origin form and Host, HTTP/2 an absolute URI and no Host.
+fn for_sender(
+    request: http::Request<Body>,
+    sender: &Sender,
+    departure: &Departure<'_>,
+) -> Result<http::Request<Body>, Failed> {
+    let (mut parts, body) = request.into_parts();
+    match sender {
+        Sender::Http1(_) => {
+            parts.version = Version::HTTP_11;
+            // `te: trailers` is a header of one hop in HTTP/1.
+            parts.headers.remove(http::header::TE);
+        }
+        Sender::Http2(_) => {
+            let not_written = || Failed::new(Reason::UpstreamUnreachable, "The request cannot be written as HTTP/2.");
+            parts.version = Version::HTTP_2;
+            let authority = parts.headers.remove(HOST).ok_or_else(not_written)?;
+            let mut uri = parts.uri.into_parts();
+            uri.authority = Some(Authority::try_from(authority.as_bytes()).map_err(|_| not_written())?);
+            uri.scheme = Some(if departure.secure { Scheme::HTTPS } else { Scheme::HTTP });
+            parts.uri = Uri::from_parts(uri).map_err(|_| not_written())?;
+        }
+    }
+    Ok(http::Request::from_parts(parts, body))
+}
+
+/// Undoes [`for_sender`] for the second try, whose connection may speak the other protocol.
+fn back_to_origin_form(mut request: http::Request<Body>) -> http::Request<Body> {
+    let uri = request.uri().clone().into_parts();
+    if let Some(authority) = &uri.authority
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(HOST, host);
+    }
+    if let Some(target) = uri.path_and_query {
+        *request.uri_mut() = Uri::from(target);
+    }
+    request
+}

@@ -1,0 +1,347 @@
+//! A strict second reading of the HTTP/1 byte stream, beside hyper's: where the two could disagree, the request is refused.
+//! Place on the path: between TLS and hyper, on the agent's leg, read side only.
+//! INVARIANT: a flaw is seen before hyper can hand the request on, and stays for the life of the connection.
+//!
+//! hyper follows RFC 9112 where it lets a recipient repair a message: it drops `Content-Length` beside
+//! `Transfer-Encoding`, folds equal lengths into one, accepts bare LF. A repaired message is a guess about what the sender
+//! and every other reader meant, and a guess is not what a decision may rest on (RFC 9112 sections 2.2, 5.2, 6.3 and 11.2).
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What is wrong with the bytes of a connection, once something is.
+pub(crate) type Flaw = Arc<OnceLock<&'static str>>;
+
+/// A stream whose read side is also read by [`Framing`]; writes pass untouched.
+#[derive(Debug)]
+pub(crate) struct Watched<IO> {
+    io: IO,
+    framing: Framing,
+}
+
+impl<IO> Watched<IO> {
+    /// Watches an HTTP/1 stream.
+    pub(crate) fn new(io: IO, flaw: Flaw, head_limit: usize) -> Self {
+        Self { io, framing: Framing::new(flaw, head_limit) }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        if let Poll::Ready(Ok(())) = &read {
+            let fresh = buf.filled().get(before..).unwrap_or_default();
+            if this.framing.read(fresh) == Verdict::Cut {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the body's framing is broken")));
+            }
+        }
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// What the reader of the bytes may do with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Hand them on; a flawed head is handed on too, so that the request can be answered with a refusal.
+    Pass,
+    /// The flaw lies inside a body that may already be on its way: the connection ends here.
+    Cut,
+}
+
+/// The framing of one direction of an HTTP/1 connection.
+#[derive(Debug)]
+pub(crate) struct Framing {
+    state: State,
+    line: Vec<u8>,
+    head_limit: usize,
+    flaw: Flaw,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Collecting a head in `line`.
+    Head,
+    /// Inside a body of known length: bytes left.
+    Length(u64),
+    /// Collecting a chunk-size line.
+    ChunkSize,
+    /// Inside a chunk: bytes left.
+    Chunk(u64),
+    /// The CRLF after a chunk.
+    ChunkEnd,
+    /// Collecting trailer lines.
+    Trailers,
+    /// A flaw was found in a head; nothing after it has a meaning.
+    Broken,
+}
+
+/// A chunk-size line: 16 hex digits and what extensions anybody was seen to send.
+const CHUNK_LINE: usize = 256;
+
+impl Framing {
+    pub(crate) fn new(flaw: Flaw, head_limit: usize) -> Self {
+        Self { state: State::Head, line: Vec::new(), head_limit, flaw }
+    }
+
+    /// Reads on; records the first flaw.
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Verdict {
+        while !bytes.is_empty() {
+            let in_head = matches!(self.state, State::Head | State::Broken);
+            match self.step(&mut bytes) {
+                Ok(()) => {}
+                Err(flaw) => {
+                    let _ = self.flaw.set(flaw);
+                    self.state = State::Broken;
+                    self.line.clear();
+                    if !in_head {
+                        return Verdict::Cut;
+                    }
+                }
+            }
+        }
+        Verdict::Pass
+    }
+
+    fn step(&mut self, bytes: &mut &[u8]) -> Result<(), &'static str> {
+        match self.state {
+            State::Broken => *bytes = &[],
+            State::Length(left) => match skip(bytes, left) {
+                0 => self.state = State::Head,
+                left => self.state = State::Length(left),
+            },
+            State::Chunk(left) => match skip(bytes, left) {
+                0 => self.state = State::ChunkEnd,
+                left => self.state = State::Chunk(left),
+            },
+            State::ChunkEnd => {
+                if self.take_line(bytes, 2)? {
+                    if self.line != b"\r\n" {
+                        return Err("a chunk is longer than it says");
+                    }
+                    self.line.clear();
+                    self.state = State::ChunkSize;
+                }
+            }
+            State::ChunkSize => {
+                if self.take_line(bytes, CHUNK_LINE)? {
+                    let size = chunk_size(&self.line)?;
+                    self.line.clear();
+                    self.state = if size == 0 { State::Trailers } else { State::Chunk(size) };
+                }
+            }
+            State::Trailers => {
+                if self.take_line(bytes, self.head_limit)? {
+                    let last = self.line == b"\r\n";
+                    self.line.clear();
+                    if last {
+                        self.state = State::Head;
+                    }
+                }
+            }
+            State::Head => {
+                // An empty line before the request line is skipped (RFC 9112 section 2.2).
+                if self.take_line(bytes, self.head_limit)? {
+                    if self.line == b"\r\n" {
+                        self.line.clear();
+                    } else if self.line.ends_with(b"\r\n\r\n") {
+                        self.state = framing_of(&self.line)?;
+                        self.line.clear();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves bytes up to the next LF into `line`; true when a CRLF was reached.
+    fn take_line(&mut self, bytes: &mut &[u8], limit: usize) -> Result<bool, &'static str> {
+        let (taken, rest, complete) = match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(at) => {
+                let (taken, rest) = bytes.split_at(at + 1);
+                (taken, rest, true)
+            }
+            None => (*bytes, &[][..], false),
+        };
+        if self.line.len().saturating_add(taken.len()) > limit {
+            return Err("a line or head is too long");
+        }
+        self.line.extend_from_slice(taken);
+        *bytes = rest;
+        if complete && !self.line.ends_with(b"\r\n") {
+            return Err("a line ends in a bare LF");
+        }
+        Ok(complete)
+    }
+}
+
+/// Skips up to `left` bytes; returns what is still left.
+fn skip(bytes: &mut &[u8], left: u64) -> u64 {
+    let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+    *bytes = bytes.get(take..).unwrap_or_default();
+    left - u64::try_from(take).unwrap_or(left)
+}
+
+fn chunk_size(line: &[u8]) -> Result<u64, &'static str> {
+    let text = std::str::from_utf8(line).map_err(|_| "a chunk size is not text")?;
+    let text = text.strip_suffix("\r\n").ok_or("a chunk size does not end in CRLF")?;
+    let digits = text.split_once(';').map_or(text, |(digits, _)| digits).trim_end_matches([' ', '\t']);
+    if digits.is_empty() || digits.len() > 15 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) || text.contains('\r')
+    {
+        return Err("a chunk size is not a plain hexadecimal number");
+    }
+    u64::from_str_radix(digits, 16).map_err(|_| "a chunk size is not a plain hexadecimal number")
+}
+
+/// Checks a complete head and says what follows it.
+fn framing_of(head: &[u8]) -> Result<State, &'static str> {
+    let lines = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
+    let mut length: Option<u64> = None;
+    let mut chunked = false;
+    let mut hosts = 0_u32;
+    for line in lines.split(|byte| *byte == b'\n').skip(1) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.contains(&b'\r') {
+            return Err("a bare CR stands inside a header");
+        }
+        if line.starts_with(b" ") || line.starts_with(b"\t") {
+            return Err("a header is folded over two lines");
+        }
+        let colon = line.iter().position(|byte| *byte == b':').ok_or("a header line has no colon")?;
+        let (name, value) = line.split_at(colon);
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
+            return Err("a header name holds a byte that names cannot hold");
+        }
+        if name.eq_ignore_ascii_case(b"content-length") {
+            let digits = std::str::from_utf8(value).map_err(|_| "Content-Length is not a number")?;
+            if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err("Content-Length is not a plain decimal number");
+            }
+            if length.is_some() {
+                return Err("Content-Length stands twice");
+            }
+            length = Some(digits.parse().map_err(|_| "Content-Length is not a plain decimal number")?);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if chunked {
+                return Err("Transfer-Encoding stands twice");
+            }
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err("Transfer-Encoding is something else than chunked");
+            }
+            chunked = true;
+        } else if name.eq_ignore_ascii_case(b"host") {
+            hosts += 1;
+        }
+    }
+    match (length, chunked) {
+        _ if hosts > 1 => Err("Host stands twice"),
+        (Some(_), true) => Err("Content-Length and Transfer-Encoding stand in one head"),
+        (None, true) => Ok(State::ChunkSize),
+        (Some(0) | None, false) => Ok(State::Head),
+        (Some(length), false) => Ok(State::Length(length)),
+    }
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The flaw after reading `bytes` whole, and again in every split into two parts: the verdict may not depend on it.
+    fn flaw_of(bytes: &[u8]) -> Option<&'static str> {
+        let read = |parts: &[&[u8]]| {
+            let flaw = Flaw::default();
+            let mut framing = Framing::new(Arc::clone(&flaw), 4096);
+            for part in parts {
+                if framing.read(part) == Verdict::Cut {
+                    break;
+                }
+            }
+            flaw.get().copied()
+        };
+        let whole = read(&[bytes]);
+        for at in 0..=bytes.len() {
+            let (one, two) = bytes.split_at(at);
+            assert_eq!(read(&[one, two]), whole, "split at {at}");
+        }
+        whole
+    }
+
+    #[test]
+    fn plain_requests_have_no_flaw() {
+        let good: [&[u8]; 7] = [
+            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\nA;ext=1\r\n0123456789\r\n0\r\nX: y\r\n\r\n",
+            // A body may say anything.
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 48\r\n\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\n\n\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nPUT / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ];
+        for bytes in good {
+            assert_eq!(flaw_of(bytes), None, "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn request_smuggling_shapes_are_flaws() {
+        let bad: [&[u8]; 16] = [
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+            b"GET / HTTP/1.1\nHost: a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\n\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+        ];
+        for bytes in bad {
+            assert!(flaw_of(bytes).is_some(), "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The registry of live workloads and of disabled agents.
+//! Place on the path: an origin's workload id becomes an agent here; the daemon writes, the path only reads.
+//! INVARIANT: a workload that is not in the registry has no agent, and no agent means no service.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{PoisonError, RwLock};
+
+use policies::{AgentId, WorkloadId};
+use tokio::sync::watch;
+
+/// One live process tree that runs as an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// The cgroup v2 id, as the kernel reports it.
+    pub id: WorkloadId,
+    /// The service identity it runs as.
+    pub agent: AgentId,
+    /// The first process, where it is known; for the record only, never for a decision.
+    pub pid: Option<u32>,
+    /// The program of the first process; for the record only.
+    pub exe: Option<String>,
+    /// The cgroup's path below the mount point.
+    pub cgroup: String,
+}
+
+/// All live workloads of this host, and the agents that are switched off.
+#[derive(Debug)]
+pub struct Workloads {
+    live: RwLock<HashMap<WorkloadId, Workload>>,
+    disabled: RwLock<HashSet<AgentId>>,
+    /// Bumped after each change that can end a connection; open connections wait on it.
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Workloads {
+    fn default() -> Self {
+        Self { live: RwLock::default(), disabled: RwLock::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl Workloads {
+    /// An empty registry.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a workload; from here on its connections are served. Replaces an entry of the same id.
+    pub fn insert(&self, workload: Workload) {
+        self.live.write().unwrap_or_else(PoisonError::into_inner).insert(workload.id, workload);
+    }
+
+    /// Removes a workload that has ended; its open connections are cut.
+    pub fn remove(&self, id: WorkloadId) -> Option<Workload> {
+        let removed = self.live.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.announce();
+        removed
+    }
+
+    /// The workload of this id, if it is live.
+    #[must_use]
+    pub fn get(&self, id: WorkloadId) -> Option<Workload> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// All live workloads, ordered by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<Workload> {
+        let mut all: Vec<Workload> =
+            self.live.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.sort_by_key(|workload| workload.id);
+        all
+    }
+
+    /// The kill switch: a disabled agent's calls are refused and its open connections cut.
+    pub fn set_disabled(&self, agent: &AgentId, disabled: bool) {
+        {
+            let mut set = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
+            if disabled {
+                set.insert(agent.clone());
+            } else {
+                set.remove(agent);
+            }
+        }
+        self.announce();
+    }
+
+    /// Whether the kill switch is on for this agent.
+    #[must_use]
+    pub fn is_disabled(&self, agent: &AgentId) -> bool {
+        self.disabled.read().unwrap_or_else(PoisonError::into_inner).contains(agent)
+    }
+
+    /// Returns when the workload may no longer hold a connection: it ended, or its agent was disabled.
+    pub(crate) async fn cut(&self, workload: &Workload) {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if self.is_disabled(&workload.agent) || self.get(workload.id).is_none() {
+                return;
+            }
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn announce(&self) {
+        self.changed.send_modify(|generation| *generation = generation.wrapping_add(1));
+    }
+}
