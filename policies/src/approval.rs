@@ -328,8 +328,8 @@ impl std::fmt::Display for ApprovalState {
     }
 }
 
-/// What an approval is bound to: SHA-256 over agent, connection, capability, endpoint, canonical
-/// params, `body` and the policy version, in the encoding of [`Canonical`].
+/// What an approval is bound to: SHA-256 over agent, connection, capability, endpoint, path
+/// template, canonical params, `body` and the policy version, in the encoding of [`Canonical`].
 pub(crate) fn held_digest(call: &Call, body: &Digest, version: &PolicyVersion) -> Digest {
     let mut canonical = Canonical::new("sluice held call v1");
     write_call(&mut canonical, call);
@@ -349,6 +349,7 @@ fn write_call(canonical: &mut Canonical, call: &Call) {
     canonical.text(call.connection().as_str());
     canonical.text(&call.capability().to_string());
     canonical.text(&call.endpoint().to_string());
+    canonical.text(call.template());
     canonical.count(call.params().len());
     for (name, value) in call.params() {
         canonical.text(name);

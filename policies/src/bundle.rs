@@ -44,14 +44,10 @@ impl Bundle {
             agents.extend(problems.keep(Agent::parse(source)));
         }
         let mut connectors = Vec::new();
-        let mut notices = Vec::new();
         for source in &sources.connectors {
-            let Some(connector) = problems.keep(Connector::parse(source)) else {
-                continue;
-            };
-            notices.extend(replaces_shipped(source, &connector)?);
-            connectors.push(connector);
+            connectors.extend(problems.keep(Connector::parse(source)));
         }
+        let mut notices = replaced_connectors(&connectors, &mut problems);
         let (rules, mut replaced) = cedar::load(&sources.policies, &mut problems);
         notices.append(&mut replaced);
 
@@ -156,14 +152,17 @@ impl Bundle {
 }
 
 /// Says so where an operator's connector takes a shipped one's place.
-fn replaces_shipped(
-    source: &Source,
-    connector: &Connector,
-) -> Result<Option<Diagnostic>, Diagnostics> {
-    let shipped = Connector::shipped()?;
-    let replaced = shipped.iter().any(|one| one.id() == connector.id());
-    let message = || format!("replaces the shipped connector `{}`", connector.id());
-    Ok(replaced.then(|| source.diagnostic(0..0, message())))
+fn replaced_connectors(own: &[Connector], problems: &mut Diagnostics) -> Vec<Diagnostic> {
+    if own.is_empty() {
+        return Vec::new();
+    }
+    let shipped = problems.keep(Connector::shipped()).unwrap_or_default();
+    let replaces = |connector: &&Connector| shipped.iter().any(|one| one.id() == connector.id());
+    let notice = |connector: &Connector| {
+        let message = format!("replaces the shipped connector `{}`", connector.id());
+        connector.place().diagnostic(message)
+    };
+    own.iter().filter(replaces).map(notice).collect()
 }
 
 /// File names do not decide, so they are left out; the order of files does not either, so texts are sorted.
@@ -172,6 +171,9 @@ fn version(sources: &Sources, engine: &Engine) -> PolicyVersion {
     canonical.text(env!("CARGO_PKG_VERSION"));
     for (_, text) in cedar::SHIPPED {
         canonical.text(text);
+    }
+    for shipped in Connector::shipped_sources() {
+        canonical.text(&shipped.text);
     }
     canonical.text(engine.schema_text());
     for files in [&sources.agents, &sources.connectors, &sources.policies] {

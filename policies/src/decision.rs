@@ -9,7 +9,7 @@ use crate::approval::{self, Grant};
 use crate::bundle::Bundle;
 use crate::cedar::Outcome;
 use crate::{
-    Agent, ApprovalId, Call, CredentialId, Digest, Group, PolicyId, PolicyVersion, Reason,
+    Agent, ApprovalId, Auth, Call, CredentialId, Digest, Group, PolicyId, PolicyVersion, Reason,
     Timestamp,
 };
 
@@ -268,7 +268,7 @@ impl Bundle {
     }
 }
 
-/// Whether the agent's connection still offers the call: same connector, credential, host, capability and risks.
+/// Whether the agent's connection still offers the call: same owner, connector, credential and its place, host, capability and risks.
 fn offers(bundle: &Bundle, agent: &Agent, call: &Call) -> bool {
     let connection = agent
         .connections()
@@ -290,9 +290,17 @@ fn offers(bundle: &Bundle, agent: &Agent, call: &Call) -> bool {
     } else {
         connection.hosts()
     };
+    let auth = match &credential {
+        Some(_) => connection
+            .auth()
+            .unwrap_or_else(|| connector.auth_at(call.endpoint())),
+        None => &Auth::None,
+    };
     let name = &call.capability().name;
     let limited = connection.capabilities();
-    credential == call.credential()
+    agent.owner() == call.owner()
+        && credential == call.credential()
+        && auth == call.auth()
         && hosts.iter().any(|host| host.matches(call.endpoint()))
         && limited.is_none_or(|patterns| {
             patterns

@@ -157,3 +157,87 @@ fn action(id: &CapabilityId, risks: &[Risk]) -> Option<Entity> {
     let risks = risks.iter().map(|risk| names::risk(*risk)).collect();
     names::capability(id).map(|uid| Entity::new_no_attrs(uid, risks))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bundle, Source, Sources};
+
+    const AGENT: &str = r#"
+tenant = "acme"
+name = "support"
+owner = "Support \"tier 2\" <support@example.com>"
+stage = "draft"
+groups = ["pilots", "pilots"]
+[[connections]]
+name = "payments"
+connector = "stripe"
+[[connections]]
+name = "chat"
+connector = "slack"
+"#;
+
+    #[test]
+    fn entities_conform_to_the_generated_schema() {
+        let agents = vec![Source {
+            path: "a.toml".into(),
+            text: AGENT.to_owned(),
+        }];
+        let bundle = Bundle::load(&Sources {
+            agents,
+            ..Sources::default()
+        })
+        .unwrap_or_else(|problems| panic!("{problems}"));
+        let engine = bundle.engine();
+        for stage in Stage::ALL {
+            for disabled in [false, true] {
+                let agent = bundle.agents().next().unwrap();
+                let subject = Subject::build(bundle.catalogue(), agent, stage, disabled).unwrap();
+                // Actions are the schema's own; the rest is checked against it.
+                let own = subject
+                    .entities
+                    .iter()
+                    .filter(|entity| entity.uid().type_name().basename() != "Action");
+                Entities::from_entities(own.cloned(), Some(&engine.schema))
+                    .unwrap_or_else(|error| panic!("{error:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn actions_are_in_their_risk_classes_as_in_the_schema() {
+        let agents = vec![Source {
+            path: "a.toml".into(),
+            text: AGENT.to_owned(),
+        }];
+        let bundle = Bundle::load(&Sources {
+            agents,
+            ..Sources::default()
+        })
+        .unwrap_or_else(|problems| panic!("{problems}"));
+        let ours = &bundle.engine().subjects[bundle.agents().next().unwrap().id()].entities;
+        let theirs = bundle.engine().schema.action_entities().unwrap();
+        let sorted = |entities: &Entities, uid: &EntityUid| {
+            let mut ancestors: Vec<String> = entities
+                .ancestors(uid)
+                .into_iter()
+                .flatten()
+                .map(ToString::to_string)
+                .collect();
+            ancestors.sort();
+            ancestors
+        };
+        let capabilities = bundle
+            .connectors()
+            .filter(|one| ["slack", "stripe"].contains(&one.id().as_str()))
+            .flat_map(|one| one.capabilities());
+        let mut compared = 0;
+        for capability in capabilities {
+            let uid = names::capability(capability.id()).unwrap();
+            assert_eq!(sorted(ours, &uid), sorted(&theirs, &uid));
+            assert!(!sorted(ours, &uid).is_empty());
+            compared += 1;
+        }
+        assert!(compared > 5);
+    }
+}

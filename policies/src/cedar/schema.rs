@@ -58,7 +58,7 @@ pub(super) fn text<'a>(
         }
         let _ = writeln!(text, "\nnamespace {namespace} {{");
         for capability in connector.capabilities() {
-            problems.0.extend(named_as_a_risk(connector, capability));
+            problems.0.extend(named_as_a_risk(capability));
             action(
                 &mut text,
                 capability.id().name.as_str(),
@@ -118,11 +118,14 @@ fn taken_twice(connector: &Connector, other: Option<&ConnectorId>, namespace: &s
         ),
         None => format!("the connector id `{id}` is Sluice's own"),
     };
-    diagnostic(connector, message, "rename the connector")
+    connector
+        .place()
+        .diagnostic(message)
+        .hint("rename the connector")
 }
 
 /// Cedar refuses an action that hides one of the empty namespace.
-fn named_as_a_risk(connector: &Connector, capability: &Capability) -> Option<Diagnostic> {
+fn named_as_a_risk(capability: &Capability) -> Option<Diagnostic> {
     let name = capability.id().name.as_str();
     let hides = Risk::ALL.iter().any(|risk| risk.as_str() == name);
     let message = || {
@@ -132,23 +135,11 @@ fn named_as_a_risk(connector: &Connector, capability: &Capability) -> Option<Dia
         )
     };
     hides.then(|| {
-        diagnostic(
-            connector,
-            message(),
-            "say on what: for example `items.read`",
-        )
+        capability
+            .place()
+            .diagnostic(message())
+            .hint("say on what: for example `items.read`")
     })
-}
-
-fn diagnostic(connector: &Connector, message: String, hint: &str) -> Diagnostic {
-    let file = format!("connectors/{}.toml", connector.id()).into();
-    Diagnostic {
-        file,
-        line: 1,
-        column: 1,
-        message,
-        hint: Some(hint.to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -93,3 +93,151 @@ fn can_match(scope: &ActionConstraint, action: &EntityUid, groups: &[EntityUid])
         ActionConstraint::In(any) => any.iter().any(|one| one == action || groups.contains(one)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Bundle, Source, Sources, Stage, Timestamp};
+
+    const SCOPES: [&str; 9] = [
+        "action",
+        "action in Action::\"read\"",
+        "action in [Action::\"write\", Action::\"message\"]",
+        "action in [Action::\"financial\", Action::\"destructive\"]",
+        "action == desk::Action::\"refunds.create\"",
+        "action in [desk::Action::\"tickets.read\", Action::\"export\"]",
+        "action in desk::Action::\"tickets.update\"",
+        "action == Action::\"bulk\"",
+        "action in []",
+    ];
+    const CONDITIONS: [&str; 5] = [
+        "",
+        "when { action in Action::\"write\" }",
+        "when { principal in Stage::\"draft\" }",
+        "unless { action in [Action::\"financial\", Action::\"read\"] }",
+        "when { context.now > 1000 }",
+    ];
+
+    /// Policies of every mixture of effect, scope, condition and approval.
+    fn policies() -> impl Strategy<Value = String> {
+        let one = (
+            any::<bool>(),
+            0..SCOPES.len(),
+            0..CONDITIONS.len(),
+            any::<bool>(),
+        );
+        prop::collection::vec(one, 0..12).prop_map(|ones| {
+            let text = |(number, (permit, scope, condition, approval)): (
+                usize,
+                (bool, usize, usize, bool),
+            )| {
+                let effect = if permit { "permit" } else { "forbid" };
+                let (ask, lift) = match approval && !permit {
+                    true => (
+                        "@approval(\"ops\")",
+                        "unless { context.approvals.contains(Group::\"ops\") }",
+                    ),
+                    false => ("", ""),
+                };
+                format!(
+                    "@id(\"p{number}\") {ask} {effect} (principal, {}, resource) {} {lift};\n",
+                    SCOPES[scope], CONDITIONS[condition]
+                )
+            };
+            ones.into_iter().enumerate().map(text).collect()
+        })
+    }
+
+    fn bundle(stage: Stage, policies: &str) -> Bundle {
+        let source = |path: &str, text: &str| Source {
+            path: path.into(),
+            text: text.to_owned(),
+        };
+        let agent = format!(
+            "tenant = \"acme\"\nname = \"support\"\nowner = \"o\"\nstage = \"{stage}\"\n[[connections]]\nname = \"desk\"\nconnector = \"desk\"\n"
+        );
+        let sources = Sources {
+            agents: vec![source("a.toml", &agent)],
+            connectors: vec![source(
+                "desk.toml",
+                include_str!("../../tests/common/desk.toml"),
+            )],
+            policies: vec![source("p.cedar", policies)],
+        };
+        Bundle::load(&sources).unwrap_or_else(|problems| panic!("{problems}\n{policies}"))
+    }
+
+    fn call(bundle: &Bundle, capability: &Capability) -> crate::Call {
+        let agent = bundle.agents().next().unwrap();
+        crate::Call {
+            agent: agent.id().clone(),
+            owner: agent.owner().clone(),
+            connection: "desk".parse().unwrap(),
+            capability: capability.id().clone(),
+            risks: capability.risks().to_vec(),
+            params: capability
+                .params()
+                .iter()
+                .filter(|(_, param)| param.required())
+                .map(|(name, _)| (name.clone(), crate::Value::Text("1".into())))
+                .collect(),
+            credential: None,
+            auth: crate::Auth::None,
+            strip: Vec::new(),
+            endpoint: "api.desk.example.com:443".parse().unwrap(),
+            template: String::new(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_slice_decides_as_the_whole_set_does(policies in policies(), stage in 0..Stage::ALL.len(), approved: bool, now in 0..2000i64) {
+            let bundle = bundle(Stage::ALL[stage], &policies);
+            let engine = bundle.engine();
+            let whole = policy_set(engine.rules.values()).unwrap();
+            let approvals: BTreeSet<_> = approved.then(|| "ops".parse().unwrap()).into_iter().collect();
+            let now = Timestamp::from_millis(now);
+            let desk = bundle.connector(&"desk".parse().unwrap()).unwrap();
+            for capability in desk.capabilities() {
+                let call = call(&bundle, capability);
+                let sliced = engine.decide(&call, now, &approvals);
+                let (subject, action) = (&engine.subjects[call.agent()], engine.slices.action(capability.id()).unwrap());
+                let whole = engine.two_passes(subject, action, &whole, &call, now, &approvals);
+                prop_assert_eq!(sliced, whole, "{} under\n{}", capability.id(), policies);
+            }
+        }
+    }
+
+    #[test]
+    fn a_slice_leaves_out_what_is_for_other_actions() {
+        let policies = "@id(\"mine\") forbid (principal, action == desk::Action::\"refunds.create\", resource);\n\
+                        @id(\"class\") forbid (principal, action in Action::\"financial\", resource);\n\
+                        @id(\"other\") forbid (principal, action == desk::Action::\"tickets.read\", resource);\n\
+                        @id(\"all\") forbid (principal, action, resource);";
+        let bundle = bundle(Stage::Write, policies);
+        let of = |name: &str| {
+            let action = bundle
+                .engine()
+                .slices
+                .action(&name.parse().unwrap())
+                .unwrap();
+            let ids = ["mine", "class", "other", "all"].into_iter();
+            ids.filter(|id| {
+                action
+                    .policies
+                    .policy(&cedar_policy::PolicyId::new(id))
+                    .is_some()
+            })
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(of("desk/refunds.create"), ["mine", "class", "all"]);
+        assert_eq!(of("desk/tickets.read"), ["other", "all"]);
+        assert_eq!(of("desk/replies.send"), ["all"]);
+    }
+}
