@@ -37,9 +37,15 @@ impl fmt::Display for BuildError {
             BuildError::Cargo(error) => write!(f, "cargo could not be started: {error}"),
             BuildError::Failed => f.write_str("the kernel side (agent-ebpf) did not build"),
             BuildError::Missing(path) => {
-                write!(f, "the eBPF toolchain is incomplete: {} is missing; run `cargo xtask setup`", path.display())
+                write!(
+                    f,
+                    "the eBPF toolchain is incomplete: {} is missing; run `cargo xtask setup`",
+                    path.display()
+                )
             }
-            BuildError::NoHome => f.write_str("set HOME or SLUICE_TOOLCHAIN, then run `cargo xtask setup`"),
+            BuildError::NoHome => {
+                f.write_str("set HOME or SLUICE_TOOLCHAIN, then run `cargo xtask setup`")
+            }
         }
     }
 }
@@ -50,10 +56,14 @@ impl Toolchain {
     /// The toolchain's place: `SLUICE_TOOLCHAIN`, else `$HOME/.cache/sluice/toolchain`. It need not exist yet.
     pub fn place() -> Result<Self, BuildError> {
         if let Some(root) = env::var_os("SLUICE_TOOLCHAIN") {
-            return Ok(Self { root: PathBuf::from(root) });
+            return Ok(Self {
+                root: PathBuf::from(root),
+            });
         }
         let home = env::var_os("HOME").ok_or(BuildError::NoHome)?;
-        Ok(Self { root: Path::new(&home).join(".cache/sluice/toolchain") })
+        Ok(Self {
+            root: Path::new(&home).join(".cache/sluice/toolchain"),
+        })
     }
 
     /// The compiler inside the private sysroot.
@@ -63,7 +73,8 @@ impl Toolchain {
 
     /// The standard library's source, from which `core` is built for the BPF target.
     pub fn rust_src(&self) -> PathBuf {
-        self.root.join("sysroot/lib/rustlib/src/rust/library/core/src/lib.rs")
+        self.root
+            .join("sysroot/lib/rustlib/src/rust/library/core/src/lib.rs")
     }
 
     /// The linker, built against the compiler's own LLVM.
@@ -78,7 +89,12 @@ impl Toolchain {
 
     /// Every file without which nothing builds; the first that is missing is the error.
     pub fn check(&self) -> Result<(), BuildError> {
-        for part in [self.rustc(), self.rust_src(), self.linker(), self.llvm().join("libLLVM.so")] {
+        for part in [
+            self.rustc(),
+            self.rust_src(),
+            self.linker(),
+            self.llvm().join("libLLVM.so"),
+        ] {
             if !part.exists() {
                 return Err(BuildError::Missing(part));
             }
@@ -93,7 +109,14 @@ impl Toolchain {
         let mut command = Command::new(cargo);
         command
             .current_dir(workspace)
-            .args(["build", "--package", "agent-ebpf", "--bins", "--release", "--locked"])
+            .args([
+                "build",
+                "--package",
+                "agent-ebpf",
+                "--bins",
+                "--release",
+                "--locked",
+            ])
             .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
             .arg(target_dir)
             .env("RUSTC_BOOTSTRAP", "1")
@@ -119,7 +142,11 @@ impl Toolchain {
         }
         let status = command.status().map_err(BuildError::Cargo)?;
         let object = target_dir.join(TARGET).join("release/agent-ebpf");
-        if status.success() && object.exists() { Ok(object) } else { Err(BuildError::Failed) }
+        if status.success() && object.exists() {
+            Ok(object)
+        } else {
+            Err(BuildError::Failed)
+        }
     }
 
     /// Paths of this machine stay out of the object: two checkouts build the same bytes.

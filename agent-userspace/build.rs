@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use std::{env, fs, io};
 
 #[path = "../agent-ebpf/recipe.rs"]
-#[expect(clippy::duplicate_mod, reason = "compiled into this script and into xtask, which share no crate")]
+#[expect(
+    clippy::duplicate_mod,
+    reason = "compiled into this script and into xtask, which share no crate"
+)]
 mod recipe;
 
 fn main() -> ExitCode {
@@ -21,15 +24,26 @@ fn main() -> ExitCode {
 }
 
 fn embed() -> Result<(), Box<dyn std::error::Error>> {
-    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
+    let manifest =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    let workspace = manifest.parent().ok_or("agent-userspace lies in no workspace")?;
+    let workspace = manifest
+        .parent()
+        .ok_or("agent-userspace lies in no workspace")?;
 
     let toolchain = recipe::Toolchain::place()?;
     println!("cargo::rerun-if-env-changed=SLUICE_TOOLCHAIN");
     println!("cargo::rerun-if-changed={}", toolchain.linker().display());
-    for input in ["agent-ebpf/src", "agent-ebpf/abi", "agent-ebpf/Cargo.toml", "agent-ebpf/recipe.rs"] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+    for input in [
+        "agent-ebpf/src",
+        "agent-ebpf/abi",
+        "agent-ebpf/Cargo.toml",
+        "agent-ebpf/recipe.rs",
+    ] {
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
     }
 
     let object = toolchain.build(workspace, &target_dir(&out))?;
@@ -39,7 +53,9 @@ fn embed() -> Result<(), Box<dyn std::error::Error>> {
 
 /// `ebpf/` in cargo's target directory, shared by all profiles and targets of the host.
 fn target_dir(out: &Path) -> PathBuf {
-    let root = out.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
+    let root = out
+        .ancestors()
+        .find(|directory| directory.join("CACHEDIR.TAG").exists());
     root.unwrap_or(out).join("ebpf")
 }
 

@@ -61,7 +61,13 @@ pub fn lead(ctx: &SockAddrContext, to: &Destination) -> Result<(Option<u16>, u64
         Route::Own => {
             // A datagram to a server of its own must not make the workload forget which resolver it asked.
             if to.protocol != PROTOCOL_UDP {
-                socket.origin = Origin { workload, addr: [0; 4], port: 0, family: 0, protocol: 0 };
+                socket.origin = Origin {
+                    workload,
+                    addr: [0; 4],
+                    port: 0,
+                    family: 0,
+                    protocol: 0,
+                };
             }
             Ok((None, workload))
         }
@@ -73,7 +79,11 @@ pub fn lead(ctx: &SockAddrContext, to: &Destination) -> Result<(Option<u16>, u64
 }
 
 #[inline(always)]
-pub fn finish(ctx: &SockAddrContext, led: Result<(Option<u16>, u64), Refusal>, to: &Destination) -> i32 {
+pub fn finish(
+    ctx: &SockAddrContext,
+    led: Result<(Option<u16>, u64), Refusal>,
+    to: &Destination,
+) -> i32 {
     match led {
         Ok(_) => ALLOW,
         Err(refused) => {
@@ -103,7 +113,11 @@ pub fn asked(ctx: &SockAddrContext, peer: &Destination) -> Option<&'static Origi
 
 #[inline(always)]
 pub fn loopback_like(addr: &Address) -> Address {
-    if is_mapped(addr) { mapped(LOOPBACK4) } else { LOOPBACK6 }
+    if is_mapped(addr) {
+        mapped(LOOPBACK4)
+    } else {
+        LOOPBACK6
+    }
 }
 
 // Context fields are read and written one by one, volatile: the verifier knows no merged or wider access to them.
@@ -118,7 +132,11 @@ pub fn destination4(ctx: *mut bpf_sock_addr) -> Destination {
             (&raw const (*ctx).protocol).read_volatile(),
         )
     };
-    Destination { addr: mapped(addr), port: u16::from_be(port as u16), protocol }
+    Destination {
+        addr: mapped(addr),
+        port: u16::from_be(port as u16),
+        protocol,
+    }
 }
 
 #[inline(always)]
@@ -137,7 +155,11 @@ pub fn destination6(ctx: *mut bpf_sock_addr) -> Destination {
             (&raw const (*ctx).protocol).read_volatile(),
         )
     };
-    Destination { addr, port: u16::from_be(port as u16), protocol }
+    Destination {
+        addr,
+        port: u16::from_be(port as u16),
+        protocol,
+    }
 }
 
 #[inline(always)]

@@ -2,7 +2,10 @@
 //! On the path: connect and datagram ask here after they know whose socket it is.
 //! INVARIANT: an address that is neither synthetic, literal nor the workload's own listener is refused; so are the proxy's ports.
 
-use agent_abi::{Address, Config, FAMILY_V4, FAMILY_V6, Origin, PROTOCOL_TCP, PROTOCOL_UDP, is_mapped, mapped, refusal};
+use agent_abi::{
+    Address, Config, FAMILY_V4, FAMILY_V6, Origin, PROTOCOL_TCP, PROTOCOL_UDP, is_mapped, mapped,
+    refusal,
+};
 use aya_ebpf::programs::SockAddrContext;
 
 use crate::maps;
@@ -33,17 +36,33 @@ impl Destination {
     /// The family that counts: a v4-mapped address is IPv4.
     #[inline(always)]
     pub fn family(&self) -> u16 {
-        if is_mapped(&self.addr) { FAMILY_V4 } else { FAMILY_V6 }
+        if is_mapped(&self.addr) {
+            FAMILY_V4
+        } else {
+            FAMILY_V6
+        }
     }
 
     #[inline(always)]
     pub fn of_workload(&self, workload: u64) -> Origin {
-        Origin { workload, addr: self.addr, port: self.port, family: self.family(), protocol: self.protocol }
+        Origin {
+            workload,
+            addr: self.addr,
+            port: self.port,
+            family: self.family(),
+            protocol: self.protocol,
+        }
     }
 
     #[inline(always)]
     pub fn subject(&self, workload: u64) -> Subject {
-        Subject { workload, addr: self.addr, port: self.port, family: self.family(), protocol: self.protocol }
+        Subject {
+            workload,
+            addr: self.addr,
+            port: self.port,
+            family: self.family(),
+            protocol: self.protocol,
+        }
     }
 
     /// 127.0.0.0/8, ::1, and the unspecified addresses, which Linux takes for loopback.
@@ -74,13 +93,22 @@ impl Destination {
         if d != 0 {
             return self.addr;
         }
-        if is_mapped(&self.addr) { mapped(0x7f00_0001_u32.to_be()) } else { [0, 0, 0, 1_u32.to_be()] }
+        if is_mapped(&self.addr) {
+            mapped(0x7f00_0001_u32.to_be())
+        } else {
+            [0, 0, 0, 1_u32.to_be()]
+        }
     }
 }
 
 /// Decides where a destination leads. TCP goes to the proxy, names to the resolver, UDP nowhere else.
 #[inline(always)]
-pub fn route(ctx: &SockAddrContext, config: &Config, workload: u64, to: &Destination) -> Result<Route, Refusal> {
+pub fn route(
+    ctx: &SockAddrContext,
+    config: &Config,
+    workload: u64,
+    to: &Destination,
+) -> Result<Route, Refusal> {
     if to.protocol != PROTOCOL_TCP && to.protocol != PROTOCOL_UDP {
         return Err(Refusal(refusal::FAMILY));
     }

@@ -101,14 +101,19 @@ fn remember(socket: &Socket, ends: &Ends) -> Result<(), Refusal> {
         protocol: PROTOCOL_UDP as u16,
         pad: 0,
     };
-    maps::FLOWS.insert(&key, &socket.origin, 0).map_err(|_| Refusal(refusal::MAP_FULL))
+    maps::FLOWS
+        .insert(&key, &socket.origin, 0)
+        .map_err(|_| Refusal(refusal::MAP_FULL))
 }
 
 /// Traffic between two sockets of one workload. A connection's peer is looked up once; handshakes always.
 #[inline(always)]
 fn within(ctx: &SkBuffContext, socket: &mut Socket, ends: &Ends, syn: bool) -> Result<(), Refusal> {
     let connected = ends.protocol == PROTOCOL_TCP && !syn;
-    if connected && socket.peer_port == u32::from(ends.destination_port) && socket.peer == ends.destination {
+    if connected
+        && socket.peer_port == u32::from(ends.destination_port)
+        && socket.peer == ends.destination
+    {
         return Ok(());
     }
     if !receives(ctx, socket.origin.workload, ends) {
@@ -138,7 +143,13 @@ fn parse4(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
     if header.version_ihl != IPV4_PLAIN || u16::from_be(header.fragment) & IPV4_FRAGMENT != 0 {
         return Err(Refusal(refusal::PACKET));
     }
-    transport(ctx, IPV4_HEADER, header.protocol, mapped(header.source), mapped(header.destination))
+    transport(
+        ctx,
+        IPV4_HEADER,
+        header.protocol,
+        mapped(header.source),
+        mapped(header.destination),
+    )
 }
 
 #[inline(always)]
@@ -148,7 +159,13 @@ fn parse6(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
     if is_mapped(&header.destination) {
         return Err(Refusal(refusal::PACKET));
     }
-    transport(ctx, IPV6_HEADER, header.next_header, header.source, header.destination)
+    transport(
+        ctx,
+        IPV6_HEADER,
+        header.next_header,
+        header.source,
+        header.destination,
+    )
 }
 
 /// The ports; an extension header or another protocol is refused here.
@@ -191,7 +208,11 @@ fn sender(ctx: &SkBuffContext) -> Result<*mut c_void, Refusal> {
     }
     // SAFETY: `sk` is not null, as the helper wants.
     let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() { Err(Refusal(refusal::PACKET)) } else { Ok(sk.cast()) }
+    if sk.is_null() {
+        Err(Refusal(refusal::PACKET))
+    } else {
+        Ok(sk.cast())
+    }
 }
 
 #[inline(always)]

@@ -33,7 +33,11 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
     if !is_governed(config) {
         return 0;
     }
-    let subject = Subject { family: family as u16, protocol: protocol as u32, ..Subject::default() };
+    let subject = Subject {
+        family: family as u16,
+        protocol: protocol as u32,
+        ..Subject::default()
+    };
     report(&ctx, Refusal(refusal::FAMILY), &subject);
     -EPERM
 }

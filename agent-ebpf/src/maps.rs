@@ -6,10 +6,12 @@ use core::ffi::c_void;
 use core::ptr;
 
 use agent_abi::{
-    ABI_VERSION, Address, Config, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_LITERALS, MAX_WORKLOADS, Origin, Rate, Socket,
-    WorkloadState, refusal, workload_flag,
+    ABI_VERSION, Address, Config, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_LITERALS, MAX_WORKLOADS,
+    Origin, Rate, Socket, WorkloadState, refusal, workload_flag,
 };
-use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock};
+use aya_ebpf::bindings::{
+    BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock,
+};
 use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
@@ -41,7 +43,8 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
 /// What a governed socket is; an accepted socket inherits it from its listener.
 #[btf_map]
-pub static SOCKETS: Storage<Socket, { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize }> = Storage::new();
+pub static SOCKETS: Storage<Socket, { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize }> =
+    Storage::new();
 
 /// Where the peer of a socket that the proxy accepted wanted to go.
 #[btf_map]
@@ -62,14 +65,21 @@ unsafe impl<T, const FLAGS: usize> Sync for Storage<T, FLAGS> {}
 
 impl<T, const FLAGS: usize> Storage<T, FLAGS> {
     const fn new() -> Self {
-        Self { r#type: ptr::null(), key: ptr::null(), value: ptr::null(), max_entries: ptr::null(), map_flags: ptr::null() }
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
     }
 
     /// The value kept with `sk`, or the refusal that its absence means.
     #[inline(always)]
     pub fn get(&'static self, sk: *mut c_void, absent: u32) -> Result<&'static mut T, Refusal> {
         // SAFETY: the verifier checks that `sk` is a socket; the value lives as long as the program runs.
-        let value = unsafe { bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), 0) }.cast::<T>();
+        let value =
+            unsafe { bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), 0) }.cast::<T>();
         // SAFETY: non-null values of this map point to a `T`.
         unsafe { value.as_mut() }.ok_or(Refusal(absent))
     }
@@ -79,7 +89,12 @@ impl<T, const FLAGS: usize> Storage<T, FLAGS> {
     pub fn make(&'static self, sk: *mut c_void) -> Result<&'static mut T, Refusal> {
         // SAFETY: as in `get`; a created value is zeroed by the kernel.
         let value = unsafe {
-            bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+            bpf_sk_storage_get(
+                self.as_ptr(),
+                sk,
+                ptr::null_mut(),
+                u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+            )
         };
         // SAFETY: non-null values of this map point to a `T`, for which all-zero bytes are valid.
         unsafe { value.cast::<T>().as_mut() }.ok_or(Refusal(refusal::MAP_FULL))

@@ -48,7 +48,9 @@ fn depart(ctx: &SockOpsContext) -> Result<(), Refusal> {
         return Ok(());
     }
     let key = key(ctx, local(ctx.ops), local_port(ctx.ops));
-    FLOWS.insert(&key, &socket.origin, 0).map_err(|_| Refusal(refusal::MAP_FULL))
+    FLOWS
+        .insert(&key, &socket.origin, 0)
+        .map_err(|_| Refusal(refusal::MAP_FULL))
 }
 
 #[inline(always)]
@@ -70,14 +72,24 @@ fn arrive(ctx: &SockOpsContext) -> Result<(), Refusal> {
 fn key(ctx: &SockOpsContext, addr: Address, port: u16) -> FlowKey {
     // SAFETY: the context of this hook is what the helper wants.
     let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
-    FlowKey { netns, addr, port, protocol: PROTOCOL_TCP as u16, pad: 0 }
+    FlowKey {
+        netns,
+        addr,
+        port,
+        protocol: PROTOCOL_TCP as u16,
+        pad: 0,
+    }
 }
 
 #[inline(always)]
 fn socket_of(ops: *mut bpf_sock_ops) -> Result<*mut core::ffi::c_void, Refusal> {
     // SAFETY: the kernel passes a valid context.
     let sk = unsafe { (&raw const (*ops).__bindgen_anon_2.sk).read_volatile() };
-    if sk.is_null() { Err(Refusal(refusal::SOCKET_FOREIGN)) } else { Ok(sk.cast()) }
+    if sk.is_null() {
+        Err(Refusal(refusal::SOCKET_FOREIGN))
+    } else {
+        Ok(sk.cast())
+    }
 }
 
 // Context fields are read one by one, volatile: the verifier knows no merged or wider access to them.
@@ -111,7 +123,12 @@ unsafe fn address(ops: *mut bpf_sock_ops, v4: u32, v6: *const u32) -> Address {
         if (&raw const (*ops).family).read_volatile() == AF_INET {
             return mapped(v4);
         }
-        [v6.read_volatile(), v6.add(1).read_volatile(), v6.add(2).read_volatile(), v6.add(3).read_volatile()]
+        [
+            v6.read_volatile(),
+            v6.add(1).read_volatile(),
+            v6.add(2).read_volatile(),
+            v6.add(3).read_volatile(),
+        ]
     }
 }
 

@@ -8,7 +8,8 @@ use core::mem::size_of;
 use agent_abi::{Address, PROTOCOL_TCP, is_mapped, refusal};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+    bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
 };
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
@@ -33,15 +34,24 @@ pub struct Ends {
 #[inline(always)]
 pub fn listens(ctx: &SockAddrContext, workload: u64, to: &Destination) -> bool {
     let at = to.dialled();
-    let ends =
-        Ends { source: at, source_port: 0, destination: at, destination_port: to.port, protocol: to.protocol };
+    let ends = Ends {
+        source: at,
+        source_port: 0,
+        destination: at,
+        destination_port: to.port,
+        protocol: to.protocol,
+    };
     receives(ctx, workload, &ends)
 }
 
 /// Whether the socket that would receive such a packet was made by this workload.
 #[inline(always)]
 pub fn receives<C: EbpfContext>(ctx: &C, workload: u64, ends: &Ends) -> bool {
-    let sk = if is_mapped(&ends.destination) { find4(ctx.as_ptr(), ends) } else { find6(ctx.as_ptr(), ends) };
+    let sk = if is_mapped(&ends.destination) {
+        find4(ctx.as_ptr(), ends)
+    } else {
+        find6(ctx.as_ptr(), ends)
+    };
     if sk.is_null() {
         return false;
     }
@@ -58,8 +68,15 @@ pub fn receives<C: EbpfContext>(ctx: &C, workload: u64, ends: &Ends) -> bool {
 fn find4(ctx: *mut c_void, ends: &Ends) -> *mut bpf_sock {
     let [_, _, _, saddr] = ends.source;
     let [_, _, _, daddr] = ends.destination;
-    let ipv4 = Tuple4 { saddr, daddr, sport: ends.source_port.to_be(), dport: ends.destination_port.to_be() };
-    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } };
+    let ipv4 = Tuple4 {
+        saddr,
+        daddr,
+        sport: ends.source_port.to_be(),
+        dport: ends.destination_port.to_be(),
+    };
+    let mut tuple = bpf_sock_tuple {
+        __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 },
+    };
     find(ctx, &mut tuple, size_of::<Tuple4>() as u32, ends.protocol)
 }
 
@@ -71,7 +88,9 @@ fn find6(ctx: *mut c_void, ends: &Ends) -> *mut bpf_sock {
         sport: ends.source_port.to_be(),
         dport: ends.destination_port.to_be(),
     };
-    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 } };
+    let mut tuple = bpf_sock_tuple {
+        __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 },
+    };
     find(ctx, &mut tuple, size_of::<Tuple6>() as u32, ends.protocol)
 }
 

@@ -20,7 +20,11 @@ const SOCK_DGRAM: u32 = 2;
 pub fn sock_create(ctx: SockContext) -> i32 {
     let (family, kind, protocol) = kind_of(ctx.sock);
     let result = create(ctx.sock, family, kind, protocol);
-    let subject = Subject { family: family as u16, protocol, ..Subject::default() };
+    let subject = Subject {
+        family: family as u16,
+        protocol,
+        ..Subject::default()
+    };
     conclude(&ctx, result, &subject)
 }
 
@@ -41,7 +45,8 @@ fn create(sk: *mut bpf_sock, family: u32, kind: u32, protocol: u32) -> Result<()
     let config = maps::config()?;
     let workload = maps::current_workload(config)?;
     let exists = (family == u32::from(FAMILY_V4) || family == u32::from(FAMILY_V6))
-        && ((kind == SOCK_STREAM && protocol == PROTOCOL_TCP) || (kind == SOCK_DGRAM && protocol == PROTOCOL_UDP));
+        && ((kind == SOCK_STREAM && protocol == PROTOCOL_TCP)
+            || (kind == SOCK_DGRAM && protocol == PROTOCOL_UDP));
     if !exists {
         return Err(Refusal(refusal::FAMILY));
     }
@@ -49,7 +54,13 @@ fn create(sk: *mut bpf_sock, family: u32, kind: u32, protocol: u32) -> Result<()
     *socket = Socket {
         // SAFETY: the context of this hook is what the helper wants.
         netns: unsafe { bpf_get_netns_cookie(sk.cast()) },
-        origin: Origin { workload, addr: [0; 4], port: 0, family: 0, protocol: 0 },
+        origin: Origin {
+            workload,
+            addr: [0; 4],
+            port: 0,
+            family: 0,
+            protocol: 0,
+        },
         peer: [0; 4],
         peer_port: 0,
         pad: 0,

@@ -2,7 +2,10 @@
 //! Place on the path: before it; the enforcer (root) calls this, the proxy process only ever sees two map descriptors.
 //! INVARIANT: egress is attached first and ports are published last; dropping an `Enforcement` changes nothing in the kernel.
 
-#![allow(unsafe_code, reason = "bpf(2) and typed map memory; every block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "bpf(2) and typed map memory; every block says why it is sound"
+)]
 
 mod attach;
 mod cgroup;
@@ -122,7 +125,10 @@ pub struct Enforcement {
 
 impl std::fmt::Debug for Enforcement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Enforcement").field("tree", &self.tree).field("lsm", &self.lsm).finish_non_exhaustive()
+        f.debug_struct("Enforcement")
+            .field("tree", &self.tree)
+            .field("lsm", &self.lsm)
+            .finish_non_exhaustive()
     }
 }
 
@@ -145,7 +151,14 @@ impl Enforcement {
         let lsm = attach::try_lsm(&mut object, &pins);
 
         let next_number = readmit(&tree, &mut maps)?;
-        Ok(Self { tree, pins, maps, lsm, next_number, _object: object })
+        Ok(Self {
+            tree,
+            pins,
+            maps,
+            lsm,
+            next_number,
+            _object: object,
+        })
     }
 
     /// Lets governed processes reach the proxy and the resolver. The last step of a start.
@@ -166,20 +179,35 @@ impl Enforcement {
 
     /// Makes a cgroup for a new workload of `agent` and lets the kernel side know it.
     pub fn admit(&mut self, agent: &AgentId) -> Result<Admitted, EnforceError> {
-        let name = WorkloadName { agent: agent.clone(), number: self.next_number };
+        let name = WorkloadName {
+            agent: agent.clone(),
+            number: self.next_number,
+        };
         let (directory, cgroup) = self.tree.make_workload(&name)?;
         self.next_number += 1;
         // A crash before this line leaves an empty directory, which the next start finds, admits, and can retire.
-        if let Err(error) = self.maps.set_workload(directory.id, workload_flag::ADMITTED) {
+        if let Err(error) = self
+            .maps
+            .set_workload(directory.id, workload_flag::ADMITTED)
+        {
             cgroup::remove_tree(&directory.path)?;
             return Err(error);
         }
-        Ok(Admitted { id: WorkloadId(directory.id), name, cgroup, path: directory.path })
+        Ok(Admitted {
+            id: WorkloadId(directory.id),
+            name,
+            cgroup,
+            path: directory.path,
+        })
     }
 
     /// Forgets a workload whose processes are all gone, and removes its cgroup.
     pub fn retire(&mut self, id: WorkloadId) -> Result<(), EnforceError> {
-        let directory = self.tree.workloads()?.into_iter().find(|directory| directory.id == id.0);
+        let directory = self
+            .tree
+            .workloads()?
+            .into_iter()
+            .find(|directory| directory.id == id.0);
         let directory = directory.ok_or(EnforceError::WorkloadUnknown(id))?;
         if directory.populated {
             return Err(EnforceError::WorkloadAlive(id));
@@ -190,9 +218,15 @@ impl Enforcement {
 
     /// The kill switch: a workload that is switched off makes no connection, and its open ones stand still.
     pub fn set_disabled(&mut self, id: WorkloadId, disabled: bool) -> Result<(), EnforceError> {
-        let state = self.maps.workload(id.0)?.ok_or(EnforceError::WorkloadUnknown(id))?;
-        let flags =
-            if disabled { state.flags | workload_flag::DISABLED } else { state.flags & !workload_flag::DISABLED };
+        let state = self
+            .maps
+            .workload(id.0)?
+            .ok_or(EnforceError::WorkloadUnknown(id))?;
+        let flags = if disabled {
+            state.flags | workload_flag::DISABLED
+        } else {
+            state.flags & !workload_flag::DISABLED
+        };
         self.maps.set_workload(id.0, flags)
     }
 
@@ -222,15 +256,25 @@ impl Enforcement {
     /// Descriptors for the proxy process.
     pub fn map_fds(&self) -> Result<MapFds, EnforceError> {
         let clone = |map: &'static str, data: &aya::maps::MapData| {
-            data.fd().as_fd().try_clone_to_owned().map_err(EnforceError::io("duplicating the descriptor of map", map))
+            data.fd()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(EnforceError::io("duplicating the descriptor of map", map))
         };
-        Ok(MapFds { accepted: clone("ACCEPTED", &self.maps.accepted)?, flows: clone("FLOWS", &self.maps.flows)? })
+        Ok(MapFds {
+            accepted: clone("ACCEPTED", &self.maps.accepted)?,
+            flows: clone("FLOWS", &self.maps.flows)?,
+        })
     }
 
     /// Whether every wall stands.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        if self.lsm.is_ok() { Mode::Full } else { Mode::Reduced }
+        if self.lsm.is_ok() {
+            Mode::Full
+        } else {
+            Mode::Reduced
+        }
     }
 
     /// Every wall, and what is open where one does not stand.
@@ -241,12 +285,17 @@ impl Enforcement {
 
     /// How often each kind of refusal happened since the maps were made; they outlive a daemon.
     pub fn refusals(&self) -> Result<Vec<(RefusalKind, u64)>, EnforceError> {
-        RefusalKind::ALL.into_iter().map(|kind| Ok((kind, self.maps.refusals(kind.number())?))).collect()
+        RefusalKind::ALL
+            .into_iter()
+            .map(|kind| Ok((kind, self.maps.refusals(kind.number())?)))
+            .collect()
     }
 
     /// The stream of refusals. One reader at a time.
     pub fn events(&self) -> Result<Events, EnforceError> {
-        Ok(Events { ring: object::events(&self.pins)? })
+        Ok(Events {
+            ring: object::events(&self.pins)?,
+        })
     }
 
     /// Ends enforcement where nobody is governed any more; otherwise leaves it in place, denying everything.
@@ -254,7 +303,10 @@ impl Enforcement {
         let workloads = self.tree.workloads()?;
         if workloads.iter().any(|directory| directory.populated) {
             let config = self.maps.config()?;
-            self.maps.set_config(Config { enabled: 0, ..config })?;
+            self.maps.set_config(Config {
+                enabled: 0,
+                ..config
+            })?;
             return Ok(Stopped::LeftDenying);
         }
         for directory in workloads {
@@ -270,7 +322,11 @@ impl Enforcement {
 /// Pins of another version are removed when nobody lives under them; else this version must not start.
 fn clear_other_versions(pins: &Pins, tree: &Tree) -> Result<(), EnforceError> {
     for path in pins.other_versions()? {
-        if tree.workloads()?.iter().any(|directory| directory.populated) {
+        if tree
+            .workloads()?
+            .iter()
+            .any(|directory| directory.populated)
+        {
             return Err(EnforceError::OtherVersion { path });
         }
         pins::remove_pins(&path)?;
@@ -284,7 +340,11 @@ fn configure(settings: &Settings, tree: &Tree, before: &Config) -> Result<Config
     let (pool6, prefix6) = settings.pool6;
     let mask4 = mask(prefix4, 32) >> 96;
     let mask6 = mask(prefix6, 128);
-    let kept = if before.version == ABI_VERSION { *before } else { Config::default() };
+    let kept = if before.version == ABI_VERSION {
+        *before
+    } else {
+        Config::default()
+    };
     Ok(Config {
         version: ABI_VERSION,
         enabled: kept.enabled,
@@ -328,6 +388,9 @@ fn readmit(tree: &Tree, maps: &mut Maps) -> Result<u64, EnforceError> {
 /// Before Linux 5.11 maps count against this limit; it may not be raised where that no longer matters.
 fn raise_memlock() {
     use rustix::process::{Resource, Rlimit, setrlimit};
-    let unlimited = Rlimit { current: None, maximum: None };
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
     let _refused_where_not_needed = setrlimit(Resource::Memlock, unlimited);
 }

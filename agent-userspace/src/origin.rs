@@ -2,7 +2,10 @@
 //! Place on the path: step 2, right after accept(); the answer is what the kernel recorded, never what the peer says.
 //! INVARIANT: every failure is "no origin", and a connection without an origin is refused.
 
-#![allow(unsafe_code, reason = "bpf(2) lookups by descriptor; every block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "bpf(2) lookups by descriptor; every block says why it is sound"
+)]
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -35,7 +38,11 @@ impl KernelOrigins {
     /// The kernel does not tell the cookie of the network namespace (before Linux 5.14).
     pub fn from_fds(accepted: OwnedFd, flows: OwnedFd) -> io::Result<Self> {
         let socket = UdpSocket::bind(("127.0.0.1", 0))?;
-        Ok(Self { accepted, flows, netns: netns_cookie(socket.as_fd())? })
+        Ok(Self {
+            accepted,
+            flows,
+            netns: netns_cookie(socket.as_fd())?,
+        })
     }
 }
 
@@ -102,5 +109,9 @@ fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

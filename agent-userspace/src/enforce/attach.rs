@@ -52,7 +52,10 @@ pub(super) const LSM: &str = "socket_create";
 pub(super) fn attach_all(object: &mut Ebpf, tree: &Tree, pins: &Pins) -> Result<(), EnforceError> {
     for (name, place) in PROGRAMS {
         let program = program(object, name)?;
-        load(program).map_err(|source| EnforceError::Load { program: Some(name), source: Box::new(source) })?;
+        load(program).map_err(|source| EnforceError::Load {
+            program: Some(name),
+            source: Box::new(source),
+        })?;
         attach(program, name, directory(tree, place), pins)?;
     }
     Ok(())
@@ -61,23 +64,42 @@ pub(super) fn attach_all(object: &mut Ebpf, tree: &Tree, pins: &Pins) -> Result<
 /// Tries the LSM program: it is live if it loads and attaches and the kernel runs BPF LSM programs at all.
 pub(super) fn try_lsm(object: &mut Ebpf, pins: &Pins) -> Result<(), String> {
     if !kernel_runs_bpf_lsm() {
-        return Err("`bpf` is not among the kernel's active LSMs (boot with lsm=...,bpf)".to_owned());
+        return Err(
+            "`bpf` is not among the kernel's active LSMs (boot with lsm=...,bpf)".to_owned(),
+        );
     }
     let btf = Btf::from_sys_fs().map_err(|error| format!("the kernel has no BTF: {error}"))?;
-    let program: &mut Lsm =
-        object.program_mut(LSM).ok_or("the program is missing")?.try_into().map_err(|error| format!("{error}"))?;
-    program.load(LSM, &btf).map_err(|error| format!("the kernel refuses to load it: {}", root_cause(&error)))?;
-    let link = program.attach().map_err(|error| format!("the kernel refuses to attach it: {}", root_cause(&error)))?;
-    let link: FdLink = program.take_link(link).map_err(|error| format!("{error}"))?.into();
+    let program: &mut Lsm = object
+        .program_mut(LSM)
+        .ok_or("the program is missing")?
+        .try_into()
+        .map_err(|error| format!("{error}"))?;
+    program
+        .load(LSM, &btf)
+        .map_err(|error| format!("the kernel refuses to load it: {}", root_cause(&error)))?;
+    let link = program
+        .attach()
+        .map_err(|error| format!("the kernel refuses to attach it: {}", root_cause(&error)))?;
+    let link: FdLink = program
+        .take_link(link)
+        .map_err(|error| format!("{error}"))?
+        .into();
     // The new one is in force before the old one goes; a crash in between leaves a second pin, which the next start replaces.
     let (path, next) = (pins.path(&link_name(LSM)), pins.path("next_socket_create"));
     let _no_stale_pin = fs::remove_file(&next);
-    let _pinned = link.pin(&next).map_err(|error| format!("the link could not be pinned: {}", root_cause(&error)))?;
+    let _pinned = link
+        .pin(&next)
+        .map_err(|error| format!("the link could not be pinned: {}", root_cause(&error)))?;
     fs::rename(&next, &path).map_err(|error| format!("the link could not be pinned: {error}"))
 }
 
 /// Whether the pinned link of a program is attached to the live cgroup.
-pub(super) fn is_live(name: &str, place: Place, tree: &Tree, pins: &Pins) -> Result<bool, EnforceError> {
+pub(super) fn is_live(
+    name: &str,
+    place: Place,
+    tree: &Tree,
+    pins: &Pins,
+) -> Result<bool, EnforceError> {
     Ok(pinned(name, directory(tree, place), pins)?.is_some())
 }
 
@@ -89,7 +111,10 @@ fn directory(tree: &Tree, place: Place) -> &Path {
 }
 
 fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, EnforceError> {
-    let missing = || EnforceError::Load { program: Some(name), source: "not in the object".into() };
+    let missing = || EnforceError::Load {
+        program: Some(name),
+        source: "not in the object".into(),
+    };
     object.program_mut(name).ok_or_else(missing)
 }
 
@@ -103,23 +128,34 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-fn attach(program: &mut Program, name: &'static str, directory: &Path, pins: &Pins) -> Result<(), EnforceError> {
-    let failed = |source: ProgramError| EnforceError::Attach { program: name, source: Box::new(source) };
+fn attach(
+    program: &mut Program,
+    name: &'static str,
+    directory: &Path,
+    pins: &Pins,
+) -> Result<(), EnforceError> {
+    let failed = |source: ProgramError| EnforceError::Attach {
+        program: name,
+        source: Box::new(source),
+    };
     let path = pins.path(&link_name(name));
     if let Some(link) = pinned(name, directory, pins)? {
         let program = program.fd().map_err(failed)?.as_fd();
-        return sys::link_update(link.as_fd(), program).map_err(bpf_error("BPF_LINK_UPDATE", &path));
+        return sys::link_update(link.as_fd(), program)
+            .map_err(bpf_error("BPF_LINK_UPDATE", &path));
     }
     let link = attach_new(program, &cgroup::open(directory)?).map_err(failed)?;
     // A link to a cgroup that is gone: it governs nobody, and its pin is in the way.
     if path.exists() {
         fs::remove_file(&path).map_err(EnforceError::io("removing", &path))?;
     }
-    link.pin(&path).map(drop).map_err(|source| EnforceError::Io {
-        what: "pinning",
-        path,
-        source: std::io::Error::other(source),
-    })
+    link.pin(&path)
+        .map(drop)
+        .map_err(|source| EnforceError::Io {
+            what: "pinning",
+            path,
+            source: std::io::Error::other(source),
+        })
 }
 
 /// The pinned link, if there is one and it is attached to this very cgroup.
@@ -140,9 +176,9 @@ fn attach_new(program: &mut Program, cgroup: &fs::File) -> Result<FdLink, Progra
     fn taken<L>(link: L) -> Result<FdLink, ProgramError>
     where
         FdLink: TryFrom<L>,
-        ProgramError: From<<FdLink as TryFrom<L>>::Error>,
     {
-        Ok(FdLink::try_from(link)?)
+        // Before Linux 5.7 there are no links; such kernels are refused.
+        FdLink::try_from(link).map_err(|_not_a_link| ProgramError::NotAttached)
     }
     match program {
         Program::CgroupSkb(program) => {
@@ -185,5 +221,9 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 fn bpf_error(call: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EnforceError {
     let subject = path.display().to_string();
-    move |source| EnforceError::Bpf { call, subject, source }
+    move |source| EnforceError::Bpf {
+        call,
+        subject,
+        source,
+    }
 }

@@ -65,32 +65,60 @@ impl Tree {
 
     /// The workloads' directories. A name that is no workload's is an error: nothing else belongs there.
     pub(super) fn workloads(&self) -> Result<Vec<Directory>, EnforceError> {
-        let list = |source| EnforceError::Io { what: "listing", path: self.agents.clone(), source };
+        let list = |source| EnforceError::Io {
+            what: "listing",
+            path: self.agents.clone(),
+            source,
+        };
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.agents).map_err(list)? {
             let path = entry.map_err(list)?.path();
             if !path.is_dir() {
                 continue;
             }
-            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .and_then(|name| name.parse().ok());
             let Some(name) = name else {
-                let source = io::Error::new(io::ErrorKind::InvalidData, "not <tenant>.<agent>.<number>");
-                return Err(EnforceError::Io { what: "reading the workload's name of", path, source });
+                let source =
+                    io::Error::new(io::ErrorKind::InvalidData, "not <tenant>.<agent>.<number>");
+                return Err(EnforceError::Io {
+                    what: "reading the workload's name of",
+                    path,
+                    source,
+                });
             };
-            found.push(Directory { id: id(&path)?, name, populated: is_populated(&path)?, path });
+            found.push(Directory {
+                id: id(&path)?,
+                name,
+                populated: is_populated(&path)?,
+                path,
+            });
         }
         found.sort_by_key(|directory| directory.id);
         Ok(found)
     }
 
     /// Makes a workload's directory; the descriptor is what clone3 wants.
-    pub(super) fn make_workload(&self, name: &WorkloadName) -> Result<(Directory, OwnedFd), EnforceError> {
+    pub(super) fn make_workload(
+        &self,
+        name: &WorkloadName,
+    ) -> Result<(Directory, OwnedFd), EnforceError> {
         let path = self.agents.join(name.to_string());
         fs::create_dir(&path).map_err(EnforceError::io("making", &path))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|errno| EnforceError::io("opening", &path)(errno.into()))?;
-        Ok((Directory { id: id(&path)?, name: name.clone(), path, populated: false }, fd))
+        Ok((
+            Directory {
+                id: id(&path)?,
+                name: name.clone(),
+                path,
+                populated: false,
+            },
+            fd,
+        ))
     }
 
     /// Removes the instance's directories. They must be empty.
@@ -104,7 +132,9 @@ impl Tree {
 
 /// The cgroup id of a directory: its inode number.
 pub(super) fn id(path: &Path) -> Result<u64, EnforceError> {
-    Ok(fs::metadata(path).map_err(EnforceError::io("reading", path))?.ino())
+    Ok(fs::metadata(path)
+        .map_err(EnforceError::io("reading", path))?
+        .ino())
 }
 
 /// Opens a cgroup directory for attaching programs to.

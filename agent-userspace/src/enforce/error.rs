@@ -29,7 +29,9 @@ pub enum EnforceError {
         source: io::Error,
     },
     /// No cgroup v2 hierarchy is mounted, and none could be.
-    #[error("no cgroup v2 hierarchy is mounted; mount one with `mount -t cgroup2 none /sys/fs/cgroup`")]
+    #[error(
+        "no cgroup v2 hierarchy is mounted; mount one with `mount -t cgroup2 none /sys/fs/cgroup`"
+    )]
     CgroupMissing,
     /// Another daemon holds this instance.
     #[error("another sluice daemon already runs as instance `{0}`")]
@@ -82,13 +84,19 @@ pub enum EnforceError {
 
 impl EnforceError {
     /// A closure that dresses an I/O error.
-    pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> EnforceError {
+    pub(super) fn io(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> EnforceError {
         let path = path.into();
         move |source| EnforceError::Io { what, path, source }
     }
 
     /// A closure that dresses an error of a map.
     pub(super) fn map(map: &'static str) -> impl Fn(aya::maps::MapError) -> EnforceError {
-        move |source| EnforceError::Map { map, source: Box::new(source) }
+        move |source| EnforceError::Map {
+            map,
+            source: Box::new(source),
+        }
     }
 }

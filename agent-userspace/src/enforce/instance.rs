@@ -24,15 +24,27 @@ impl Instance {
             return Self("sluice".to_owned());
         }
         let digest = Sha256::digest(runtime_dir.as_os_str().as_encoded_bytes());
-        let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = digest
+            .iter()
+            .take(4)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Self(format!("sluice-{hex}"))
     }
 
     /// The instance that a label stands for: `sluice-<label>`. Characters that do not fit a file name become `-`.
     #[must_use]
     pub fn named(label: &str) -> Self {
-        let label: String =
-            label.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect();
+        let label: String = label
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
+                    c
+                } else {
+                    '-'
+                }
+            })
+            .collect();
         Self(format!("sluice-{label}"))
     }
 
@@ -65,7 +77,11 @@ pub struct NotAWorkload(String);
 
 impl fmt::Display for WorkloadName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.agent.tenant, self.agent.name, self.number)
+        write!(
+            f,
+            "{}.{}.{}",
+            self.agent.tenant, self.agent.name, self.number
+        )
     }
 }
 
@@ -76,8 +92,14 @@ impl FromStr for WorkloadName {
         let parse = || {
             let mut parts = text.split('.');
             let (tenant, name, number) = (parts.next()?, parts.next()?, parts.next()?);
-            let agent = AgentId { tenant: tenant.parse().ok()?, name: name.parse().ok()? };
-            let name = Self { agent, number: number.parse().ok()? };
+            let agent = AgentId {
+                tenant: tenant.parse().ok()?,
+                name: name.parse().ok()?,
+            };
+            let name = Self {
+                agent,
+                number: number.parse().ok()?,
+            };
             // The round trip refuses "007", a fourth part, and whatever else would be two names for one directory.
             (name.to_string() == text).then_some(name)
         };
@@ -99,10 +121,24 @@ mod tests {
 
     #[test]
     fn workload_names_round_trip() {
-        for text in ["acme.support.1", "a.b.0", "t-1.agent_2.18446744073709551615"] {
-            assert_eq!(text.parse::<WorkloadName>().map(|name| name.to_string()), Ok(text.to_owned()));
+        for text in [
+            "acme.support.1",
+            "a.b.0",
+            "t-1.agent_2.18446744073709551615",
+        ] {
+            assert_eq!(
+                text.parse::<WorkloadName>().map(|name| name.to_string()),
+                Ok(text.to_owned())
+            );
         }
-        for text in ["", "acme.support", "acme.support.007", "acme.support.1.2", "ACME.support.1", "acme.support.-1"] {
+        for text in [
+            "",
+            "acme.support",
+            "acme.support.007",
+            "acme.support.1.2",
+            "ACME.support.1",
+            "acme.support.-1",
+        ] {
             assert!(text.parse::<WorkloadName>().is_err(), "{text}");
         }
     }

@@ -48,7 +48,10 @@ pub struct Opened {
 pub fn open(proxy_cgroup: &Path, want: Want) -> Result<Opened, EnforceError> {
     let procs = proxy_cgroup.join("cgroup.procs");
     fs::write(&procs, "0").map_err(EnforceError::io("entering the cgroup by", &procs))?;
-    open_sockets(want).map_err(EnforceError::io("opening the proxy's sockets from inside", proxy_cgroup))
+    open_sockets(want).map_err(EnforceError::io(
+        "opening the proxy's sockets from inside",
+        proxy_cgroup,
+    ))
 }
 
 fn open_sockets(want: Want) -> io::Result<Opened> {
@@ -59,8 +62,16 @@ fn open_sockets(want: Want) -> io::Result<Opened> {
         let port = first_port(&dns_tcp)?;
         Ok((dns_tcp, udp(&hosts, port)?))
     })?;
-    let ports = Ports { proxy: first_port(&tcp)?, resolver: first_port(&dns_tcp)? };
-    Ok(Opened { tcp, dns_tcp, dns_udp, ports })
+    let ports = Ports {
+        proxy: first_port(&tcp)?,
+        resolver: first_port(&dns_tcp)?,
+    };
+    Ok(Opened {
+        tcp,
+        dns_tcp,
+        dns_udp,
+        ports,
+    })
 }
 
 /// A free port of one family may be taken in the other: try again where any will do.
@@ -112,7 +123,11 @@ fn udp(hosts: &[IpAddr], port: u16) -> io::Result<Vec<UdpSocket>> {
 
 /// socket2 sets close-on-exec.
 fn socket(host: IpAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(SocketAddr::new(host, 0)), kind, Some(protocol))?;
+    let socket = Socket::new(
+        Domain::for_address(SocketAddr::new(host, 0)),
+        kind,
+        Some(protocol),
+    )?;
     if host.is_ipv6() {
         socket.set_only_v6(true)?;
     }

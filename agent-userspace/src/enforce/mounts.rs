@@ -28,20 +28,32 @@ pub(super) fn cgroup2() -> Result<Cgroup2, EnforceError> {
     if let Some(found) = find_cgroup2(&mountinfo()?) {
         return Ok(found);
     }
-    mount_once("cgroup2", Path::new(CGROUP), || Ok(find_cgroup2(&mountinfo()?).is_some()))?;
+    mount_once("cgroup2", Path::new(CGROUP), || {
+        Ok(find_cgroup2(&mountinfo()?).is_some())
+    })?;
     find_cgroup2(&mountinfo()?).ok_or(EnforceError::CgroupMissing)
 }
 
 /// The BPF file system, mounted if need be.
 pub(super) fn bpffs() -> Result<PathBuf, EnforceError> {
-    let find = || Ok(mountinfo()?.lines().filter_map(parse).find(|m| m.kind == "bpf" && m.root == "/").map(|m| m.point));
+    let find = || {
+        Ok(mountinfo()?
+            .lines()
+            .filter_map(parse)
+            .find(|m| m.kind == "bpf" && m.root == "/")
+            .map(|m| m.point))
+    };
     if let Some(point) = find()? {
         return Ok(point);
     }
     mount_once("bpf", Path::new(BPFFS), || Ok(find()?.is_some()))?;
     find()?.ok_or_else(|| {
         let source = std::io::Error::other("the mount is not visible here");
-        EnforceError::Io { what: "mounting the BPF file system at", path: BPFFS.into(), source }
+        EnforceError::Io {
+            what: "mounting the BPF file system at",
+            path: BPFFS.into(),
+            source,
+        }
     })
 }
 
@@ -79,11 +91,18 @@ fn mountinfo() -> Result<String, EnforceError> {
 
 /// The mount that shows most of the hierarchy.
 fn find_cgroup2(mountinfo: &str) -> Option<Cgroup2> {
-    let mounts = mountinfo.lines().filter_map(parse).filter(|mount| mount.kind == "cgroup2");
+    let mounts = mountinfo
+        .lines()
+        .filter_map(parse)
+        .filter(|mount| mount.kind == "cgroup2");
     mounts
         .map(|mount| Cgroup2 {
             point: mount.point,
-            depth: mount.root.split('/').filter(|part| !part.is_empty()).count() as u32,
+            depth: mount
+                .root
+                .split('/')
+                .filter(|part| !part.is_empty())
+                .count() as u32,
         })
         .min_by_key(|found| found.depth)
 }
@@ -107,7 +126,10 @@ fn parse(line: &str) -> Option<Mount> {
 
 /// Blanks are written as octal escapes.
 fn unescape(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+    text.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
 }
 
 #[cfg(test)]
@@ -121,8 +143,17 @@ mod tests {
 25 1 0:22 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
 26 1 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
         let found = find_cgroup2(text);
-        assert_eq!(found, Some(Cgroup2 { point: "/sys/fs/cgroup/unified".into(), depth: 0 }));
-        assert_eq!(find_cgroup2("24 1 0:21 /a/b /mnt rw - cgroup2 none rw").map(|found| found.depth), Some(2));
+        assert_eq!(
+            found,
+            Some(Cgroup2 {
+                point: "/sys/fs/cgroup/unified".into(),
+                depth: 0
+            })
+        );
+        assert_eq!(
+            find_cgroup2("24 1 0:21 /a/b /mnt rw - cgroup2 none rw").map(|found| found.depth),
+            Some(2)
+        );
         assert_eq!(find_cgroup2("26 1 0:23 / /sys rw - sysfs none rw"), None);
     }
 }

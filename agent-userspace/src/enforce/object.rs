@@ -27,15 +27,51 @@ unsafe impl Pod for Wire<WorkloadState> {}
 
 /// The maps that are pinned, with what each must look like: key bytes, value bytes, entries.
 const PINNED: [(&str, MapType, usize, usize, u32); 9] = [
-    ("ACCEPTED", MapType::SkStorage, 4, size_of::<agent_abi::Origin>(), 0),
+    (
+        "ACCEPTED",
+        MapType::SkStorage,
+        4,
+        size_of::<agent_abi::Origin>(),
+        0,
+    ),
     ("CONFIG", MapType::Array, 4, size_of::<Config>(), 1),
     ("EVENTS", MapType::RingBuf, 0, 0, agent_abi::EVENTS_BYTES),
-    ("EVENT_RATE", MapType::PerCpuArray, 4, size_of::<agent_abi::Rate>(), agent_abi::refusal::COUNT),
-    ("FLOWS", MapType::LruHash, size_of::<agent_abi::FlowKey>(), size_of::<agent_abi::Origin>(), agent_abi::MAX_FLOWS),
+    (
+        "EVENT_RATE",
+        MapType::PerCpuArray,
+        4,
+        size_of::<agent_abi::Rate>(),
+        agent_abi::refusal::COUNT,
+    ),
+    (
+        "FLOWS",
+        MapType::LruHash,
+        size_of::<agent_abi::FlowKey>(),
+        size_of::<agent_abi::Origin>(),
+        agent_abi::MAX_FLOWS,
+    ),
     ("LITERALS", MapType::Hash, 16, 1, agent_abi::MAX_LITERALS),
-    ("REFUSALS", MapType::PerCpuArray, 4, 8, agent_abi::refusal::COUNT),
-    ("SOCKETS", MapType::SkStorage, 4, size_of::<agent_abi::Socket>(), 0),
-    ("WORKLOADS", MapType::Hash, 8, size_of::<WorkloadState>(), agent_abi::MAX_WORKLOADS),
+    (
+        "REFUSALS",
+        MapType::PerCpuArray,
+        4,
+        8,
+        agent_abi::refusal::COUNT,
+    ),
+    (
+        "SOCKETS",
+        MapType::SkStorage,
+        4,
+        size_of::<agent_abi::Socket>(),
+        0,
+    ),
+    (
+        "WORKLOADS",
+        MapType::Hash,
+        8,
+        size_of::<WorkloadState>(),
+        agent_abi::MAX_WORKLOADS,
+    ),
 ];
 
 /// Creates the maps, or takes them over from their pins, and prepares the programs.
@@ -48,12 +84,23 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, EnforceError> {
         }
         loader.map_pin_path(name, path);
     }
-    loader.load(OBJECT).map_err(|source| EnforceError::Load { program: None, source: Box::new(source) })
+    loader.load(OBJECT).map_err(|source| EnforceError::Load {
+        program: None,
+        source: Box::new(source),
+    })
 }
 
 /// aya takes over any pin of the right name; what it holds is checked here.
-fn check(path: &Path, kind: MapType, key: usize, value: usize, entries: u32) -> Result<(), EnforceError> {
-    let foreign = || EnforceError::PinForeign { path: path.to_owned() };
+fn check(
+    path: &Path,
+    kind: MapType,
+    key: usize,
+    value: usize,
+    entries: u32,
+) -> Result<(), EnforceError> {
+    let foreign = || EnforceError::PinForeign {
+        path: path.to_owned(),
+    };
     let info = MapInfo::from_pin(path).map_err(|_unreadable| foreign())?;
     let same = info.map_type().is_ok_and(|found| found == kind)
         && info.key_size() as usize == key
@@ -86,11 +133,17 @@ impl Maps {
     }
 
     pub(super) fn config(&self) -> Result<Config, EnforceError> {
-        Ok(self.config.get(&0, 0).map_err(EnforceError::map("CONFIG"))?.0)
+        Ok(self
+            .config
+            .get(&0, 0)
+            .map_err(EnforceError::map("CONFIG"))?
+            .0)
     }
 
     pub(super) fn set_config(&mut self, config: Config) -> Result<(), EnforceError> {
-        self.config.set(0, Wire(config), 0).map_err(EnforceError::map("CONFIG"))
+        self.config
+            .set(0, Wire(config), 0)
+            .map_err(EnforceError::map("CONFIG"))
     }
 
     /// The workload's state; none if the kernel side does not know it.
@@ -103,12 +156,17 @@ impl Maps {
     }
 
     pub(super) fn workload_ids(&self) -> Result<Vec<u64>, EnforceError> {
-        self.workloads.keys().collect::<Result<_, _>>().map_err(EnforceError::map("WORKLOADS"))
+        self.workloads
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(EnforceError::map("WORKLOADS"))
     }
 
     pub(super) fn set_workload(&mut self, id: u64, flags: u32) -> Result<(), EnforceError> {
         let state = Wire(WorkloadState { flags, pad: 0 });
-        self.workloads.insert(id, state, 0).map_err(EnforceError::map("WORKLOADS"))
+        self.workloads
+            .insert(id, state, 0)
+            .map_err(EnforceError::map("WORKLOADS"))
     }
 
     pub(super) fn remove_workload(&mut self, id: u64) -> Result<(), EnforceError> {
@@ -121,20 +179,30 @@ impl Maps {
     /// Makes the set of literal addresses exactly `wanted`: additions first, so that none is missing in between.
     pub(super) fn set_literals(&mut self, wanted: &[IpAddr]) -> Result<(), EnforceError> {
         let wanted: Vec<Address> = wanted.iter().map(|ip| address(*ip)).collect();
-        let present: Vec<Address> =
-            self.literals.keys().collect::<Result<_, _>>().map_err(EnforceError::map("LITERALS"))?;
+        let present: Vec<Address> = self
+            .literals
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(EnforceError::map("LITERALS"))?;
         for addr in &wanted {
-            self.literals.insert(addr, 1, 0).map_err(EnforceError::map("LITERALS"))?;
+            self.literals
+                .insert(addr, 1, 0)
+                .map_err(EnforceError::map("LITERALS"))?;
         }
         for addr in present.iter().filter(|addr| !wanted.contains(addr)) {
-            self.literals.remove(addr).map_err(EnforceError::map("LITERALS"))?;
+            self.literals
+                .remove(addr)
+                .map_err(EnforceError::map("LITERALS"))?;
         }
         Ok(())
     }
 
     /// How often a refusal of this kind happened, over all CPUs.
     pub(super) fn refusals(&self, kind: u32) -> Result<u64, EnforceError> {
-        let counts = self.refusals.get(&kind, 0).map_err(EnforceError::map("REFUSALS"))?;
+        let counts = self
+            .refusals
+            .get(&kind, 0)
+            .map_err(EnforceError::map("REFUSALS"))?;
         Ok(counts.iter().sum())
     }
 }
@@ -153,7 +221,9 @@ fn typed<T>(pins: &Pins, name: &'static str, wrap: fn(MapData) -> Map) -> Result
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {
-    wrap(open(pins, name)?).try_into().map_err(EnforceError::map(name))
+    wrap(open(pins, name)?)
+        .try_into()
+        .map_err(EnforceError::map(name))
 }
 
 /// An address as the kernel side keeps it.
@@ -176,7 +246,9 @@ pub(super) fn words(v6: Ipv6Addr) -> Address {
 
 /// An address that the kernel side kept; a v4-mapped one is IPv4.
 pub(crate) fn ip(addr: &Address) -> IpAddr {
-    let bits = addr.iter().fold(0u128, |bits, word| (bits << 32) | u128::from(u32::from_be(*word)));
+    let bits = addr.iter().fold(0u128, |bits, word| {
+        (bits << 32) | u128::from(u32::from_be(*word))
+    });
     Ipv6Addr::from_bits(bits).to_canonical()
 }
 
@@ -186,7 +258,13 @@ mod tests {
 
     #[test]
     fn addresses_keep_their_bytes() {
-        for text in ["1.2.3.4", "127.0.0.1", "::1", "2001:db8::1", "fd53:6c75:6963:65::7"] {
+        for text in [
+            "1.2.3.4",
+            "127.0.0.1",
+            "::1",
+            "2001:db8::1",
+            "fd53:6c75:6963:65::7",
+        ] {
             let addr: IpAddr = text.parse().unwrap();
             assert_eq!(ip(&address(addr)), addr, "{text}");
         }

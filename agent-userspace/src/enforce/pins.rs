@@ -42,7 +42,11 @@ impl Pins {
             }
         };
         make_dir(&version)?;
-        Ok(Self { base, version, _lock: lock })
+        Ok(Self {
+            base,
+            version,
+            _lock: lock,
+        })
     }
 
     /// Where the map or link of this name is pinned.
@@ -52,7 +56,11 @@ impl Pins {
 
     /// Pin directories that another version left.
     pub(super) fn other_versions(&self) -> Result<Vec<PathBuf>, EnforceError> {
-        let list = |source| EnforceError::Io { what: "listing", path: self.base.clone(), source };
+        let list = |source| EnforceError::Io {
+            what: "listing",
+            path: self.base.clone(),
+            source,
+        };
         let mut others = Vec::new();
         for entry in fs::read_dir(&self.base).map_err(list)? {
             let path = entry.map_err(list)?.path();
@@ -73,7 +81,9 @@ impl Pins {
 /// Removes one pin directory with all its pins.
 pub(super) fn remove_pins(directory: &Path) -> Result<(), EnforceError> {
     for entry in fs::read_dir(directory).map_err(EnforceError::io("listing", directory))? {
-        let path = entry.map_err(EnforceError::io("listing", directory))?.path();
+        let path = entry
+            .map_err(EnforceError::io("listing", directory))?
+            .path();
         fs::remove_file(&path).map_err(EnforceError::io("removing", &path))?;
     }
     fs::remove_dir(directory).map_err(EnforceError::io("removing", directory))

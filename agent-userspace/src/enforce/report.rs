@@ -12,20 +12,50 @@ use crate::layers::{LayerReport, LayerState};
 type Layer = (&'static str, &'static [&'static str], &'static str);
 
 const LAYERS: [Layer; 6] = [
-    ("egress", &["egress"], "packets to any address leave by any interface"),
-    ("connect", &["connect4", "connect6", "getpeername4", "getpeername6"], "connections do not reach the proxy"),
-    ("datagram", &["sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6"], "names are not asked at the policy resolver"),
-    ("socket", &["sock_create"], "sockets of any IP protocol can be made"),
-    ("bind", &["bind4", "bind6"], "a workload can take the proxy's port while the daemon is down"),
-    ("origin", &["flows", "accepted"], "the proxy finds no original destination and refuses every connection"),
+    (
+        "egress",
+        &["egress"],
+        "packets to any address leave by any interface",
+    ),
+    (
+        "connect",
+        &["connect4", "connect6", "getpeername4", "getpeername6"],
+        "connections do not reach the proxy",
+    ),
+    (
+        "datagram",
+        &["sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6"],
+        "names are not asked at the policy resolver",
+    ),
+    (
+        "socket",
+        &["sock_create"],
+        "sockets of any IP protocol can be made",
+    ),
+    (
+        "bind",
+        &["bind4", "bind6"],
+        "a workload can take the proxy's port while the daemon is down",
+    ),
+    (
+        "origin",
+        &["flows", "accepted"],
+        "the proxy finds no original destination and refuses every connection",
+    ),
 ];
 
 /// Every layer, best first.
 pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Result<(), String>) -> Vec<LayerReport> {
-    let mut reports: Vec<LayerReport> = LAYERS.iter().map(|layer| cgroup_layer(layer, tree, pins)).collect();
+    let mut reports: Vec<LayerReport> = LAYERS
+        .iter()
+        .map(|layer| cgroup_layer(layer, tree, pins))
+        .collect();
     reports.push(lsm_layer(lsm));
     // Not built: said here, so that nobody takes silence for a wall.
-    reports.push(absent("multicast", "IGMP and MLD membership reports leave on the local link (a few chosen bits each)"));
+    reports.push(absent(
+        "multicast",
+        "IGMP and MLD membership reports leave on the local link (a few chosen bits each)",
+    ));
     reports.push(absent(
         "foreign_socket",
         "a socket made by an ungoverned process and handed over (SCM_RIGHTS, pidfd_getfd) keeps its own way out",
@@ -35,32 +65,54 @@ pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Result<(), String>) -> Vec<
 
 fn cgroup_layer((name, programs, open): &Layer, tree: &Tree, pins: &Pins) -> LayerReport {
     let is_live = |program: &&str| -> Result<bool, EnforceError> {
-        let place = attach::PROGRAMS.iter().find(|(name, _)| name == program).map_or(Place::Agents, |(_, place)| *place);
+        let place = attach::PROGRAMS
+            .iter()
+            .find(|(name, _)| name == program)
+            .map_or(Place::Agents, |(_, place)| *place);
         attach::is_live(program, place, tree, pins)
     };
-    let live = programs.iter().filter(|program| is_live(program).unwrap_or(false)).count();
+    let live = programs
+        .iter()
+        .filter(|program| is_live(program).unwrap_or(false))
+        .count();
     let state = match live {
         live if live == programs.len() => LayerState::Live,
         0 => LayerState::Absent,
         _ => LayerState::Degraded,
     };
-    let leaves_open = if state == LayerState::Live { Vec::new() } else { vec![(*open).to_owned()] };
-    LayerReport { name: (*name).to_owned(), state, leaves_open }
+    let leaves_open = if state == LayerState::Live {
+        Vec::new()
+    } else {
+        vec![(*open).to_owned()]
+    };
+    LayerReport {
+        name: (*name).to_owned(),
+        state,
+        leaves_open,
+    }
 }
 
 fn lsm_layer(lsm: &Result<(), String>) -> LayerReport {
     match lsm {
-        Ok(()) => LayerReport { name: "lsm".to_owned(), state: LayerState::Live, leaves_open: Vec::new() },
+        Ok(()) => LayerReport {
+            name: "lsm".to_owned(),
+            state: LayerState::Live,
+            leaves_open: Vec::new(),
+        },
         Err(why) => LayerReport {
             name: "lsm".to_owned(),
             state: LayerState::Absent,
-            leaves_open: vec![
-                format!("no second wall against packet, vsock, XDP and netlink sockets: only seccomp and the missing CAP_NET_RAW stop them ({why})"),
-            ],
+            leaves_open: vec![format!(
+                "no second wall against packet, vsock, XDP and netlink sockets: only seccomp and the missing CAP_NET_RAW stop them ({why})"
+            )],
         },
     }
 }
 
 fn absent(name: &str, open: &str) -> LayerReport {
-    LayerReport { name: name.to_owned(), state: LayerState::Absent, leaves_open: vec![open.to_owned()] }
+    LayerReport {
+        name: name.to_owned(),
+        state: LayerState::Absent,
+        leaves_open: vec![open.to_owned()],
+    }
 }

@@ -1,0 +1,24 @@
+//! Security properties of the kernel side, each against the running kernel: one instance, cgroups and pins of its own per test.
+//! Run as root with proc, sys and cgroup2 mounted; nothing else is assumed.
+//! INVARIANT: each property has a positive control: the same act without governance is first seen to succeed.
+
+#[path = "kernel_side/host.rs"]
+mod host;
+#[path = "kernel_side/puppet.rs"]
+mod puppet;
+
+#[path = "kernel_side/adoption.rs"]
+mod adoption;
+#[path = "kernel_side/names.rs"]
+mod names;
+#[path = "kernel_side/origin.rs"]
+mod origin;
+#[path = "kernel_side/refusal.rs"]
+mod refusal;
+
+/// Not a test: the body of the processes that the tests start, in their own cgroups and with their own user.
+#[test]
+#[ignore = "the body of the processes that the other tests start"]
+fn role() {
+    puppet::obey();
+}

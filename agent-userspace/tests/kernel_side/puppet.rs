@@ -1,0 +1,345 @@
+//! A process that does what a test tells it, one line at a time: this same binary, started anew inside a cgroup.
+//! Stands where an agent would stand on the path of a request.
+//! INVARIANT: it makes its sockets itself, after it is in its cgroup; a refusal comes back as the errno that an agent would see.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The test's end of a puppet.
+pub struct Puppet {
+    child: Child,
+    strings: BufReader<UnixStream>,
+}
+
+/// What a puppet answers: words, or an errno.
+pub type Answer = Result<Vec<String>, i32>;
+
+impl Puppet {
+    /// Starts a process in a cgroup; in the test's own one where none is given.
+    pub fn start(cgroup: Option<&Path>) -> Puppet {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(PATIENCE * 3)).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args([
+                "--ignored",
+                "--exact",
+                "role",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null());
+        if let Some(cgroup) = cgroup {
+            let procs = File::options()
+                .write(true)
+                .open(cgroup.join("cgroup.procs"))
+                .unwrap();
+            // SAFETY: one write(2) to an open descriptor is all that happens between fork and exec.
+            unsafe { command.pre_exec(move || (&procs).write_all(b"0")) };
+        }
+        let child = command.spawn().unwrap();
+        Puppet {
+            child,
+            strings: BufReader::new(ours),
+        }
+    }
+
+    /// Sends one command and waits for its answer.
+    pub fn ask(&mut self, command: &str) -> Answer {
+        self.tell(command);
+        self.answer()
+    }
+
+    /// Sends one command; [`Puppet::answer`] is still owed.
+    pub fn tell(&mut self, command: &str) {
+        writeln!(self.strings.get_mut(), "{command}").unwrap();
+    }
+
+    /// Waits for the answer of an earlier [`Puppet::tell`].
+    pub fn answer(&mut self) -> Answer {
+        let mut line = String::new();
+        self.strings
+            .read_line(&mut line)
+            .expect("the puppet answers in time");
+        let mut words = line.split_whitespace().map(str::to_owned);
+        match words.next().as_deref() {
+            Some("ok") => Ok(words.collect()),
+            Some("err") => Err(words.next().unwrap().parse().unwrap()),
+            _ => panic!("the puppet is gone; it said {line:?}"),
+        }
+    }
+
+    /// Connects by TCP: socket number, own address, peer as the workload sees it.
+    pub fn connect(&mut self, to: &str) -> Result<(usize, SocketAddr, SocketAddr), i32> {
+        let words = self.ask(&format!("connect {to}"))?;
+        Ok((
+            words[0].parse().unwrap(),
+            words[1].parse().unwrap(),
+            words[2].parse().unwrap(),
+        ))
+    }
+
+    /// A UDP socket bound to an address: its number.
+    pub fn udp(&mut self, at: &str) -> usize {
+        self.ask(&format!("udp {at}")).unwrap()[0].parse().unwrap()
+    }
+
+    /// A TCP server on an address: its number and port.
+    pub fn listen(&mut self, at: &str) -> (usize, u16) {
+        let words = self.ask(&format!("listen {at}")).unwrap();
+        (words[0].parse().unwrap(), words[1].parse().unwrap())
+    }
+
+    /// Sends one command and, when the puppet is ready for them, descriptors.
+    pub fn hand(&mut self, command: &str, fds: &[RawFd]) -> Answer {
+        assert_eq!(self.ask(command), Ok(vec!["ready".to_owned()]));
+        super::host::send_fds(self.strings.get_ref().as_raw_fd(), fds).unwrap();
+        self.answer()
+    }
+
+    /// The socket that descriptors come through.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.strings.get_ref().as_fd()
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        let _already_dead = self.child.kill();
+        let _already_reaped = self.child.wait();
+    }
+}
+
+/// The puppet's side: reads commands from standard input, which is a socket, and answers on it.
+pub fn obey() {
+    // SAFETY: standard input is the socket that `Puppet::start` put there, and nobody else uses it.
+    let strings = unsafe { UnixStream::from_raw_fd(0) };
+    let mut puppet = Limbs::default();
+    let mut answers = strings.try_clone().unwrap();
+    for line in BufReader::new(strings).lines() {
+        let Ok(line) = line else { break };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = match puppet.act(&words) {
+            Ok(text) => format!("ok {text}\n"),
+            Err(error) => format!("err {}\n", error.raw_os_error().unwrap_or(-1)),
+        };
+        if answers.write_all(answer.as_bytes()).is_err() {
+            break;
+        }
+    }
+}
+
+#[derive(Default)]
+struct Limbs {
+    sockets: Vec<Option<Socket>>,
+}
+
+impl Limbs {
+    fn act(&mut self, words: &[&str]) -> io::Result<String> {
+        match words {
+            ["connect", to] => self.connect(to, None),
+            ["connect", to, "device", device] => self.connect(to, Some(device)),
+            ["burst", count, to] => burst(count.parse().unwrap(), to),
+            ["listen", at] => self.listen(at),
+            ["accept", index] => {
+                let (socket, _) = self.socket(index).accept()?;
+                Ok(format!("{} ", self.keep(socket)))
+            }
+            ["udp", at] => {
+                let at: SocketAddr = at.parse().unwrap();
+                let socket = make(at, Type::DGRAM)?;
+                socket.bind(&at.into())?;
+                let port = socket.local_addr()?.as_socket().unwrap().port();
+                Ok(format!("{} {port}", self.keep(socket)))
+            }
+            ["udpconnect", index, to] => {
+                let to: SocketAddr = to.parse().unwrap();
+                self.socket(index).connect(&to.into())?;
+                let peer = self.socket(index).peer_addr()?.as_socket().unwrap();
+                Ok(peer.to_string())
+            }
+            ["device", index, name] => self
+                .socket(index)
+                .bind_device(Some(name.as_bytes()))
+                .map(|()| String::new()),
+            ["routing_header", index, through] => {
+                routing_header(self.socket(index), through).map(|()| String::new())
+            }
+            ["send", index, text] => self
+                .socket(index)
+                .send(text.as_bytes())
+                .map(|sent| sent.to_string()),
+            ["sendto", index, to, text] => {
+                let to: SocketAddr = to.parse().unwrap();
+                self.socket(index)
+                    .send_to(text.as_bytes(), &to.into())
+                    .map(|sent| sent.to_string())
+            }
+            ["recvfrom", index] => receive(self.socket(index)),
+            ["read", index] => {
+                let mut bytes = [0; 64];
+                let count = self.socket(index).read(&mut bytes)?;
+                Ok(String::from_utf8_lossy(&bytes[..count]).into_owned())
+            }
+            ["close", index] => {
+                self.sockets[index.parse::<usize>().unwrap()] = None;
+                Ok(String::new())
+            }
+            ["socket", family, kind, protocol] => {
+                raw_socket(family, kind, protocol).map(|_closed| String::new())
+            }
+            ["bind", at] => {
+                let at: SocketAddr = at.parse().unwrap();
+                make(at, Type::STREAM)?
+                    .bind(&at.into())
+                    .map(|()| String::new())
+            }
+            ["new_netns"] => {
+                // SAFETY: the puppet has one thread that uses sockets, this one.
+                unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+                Ok(String::new())
+            }
+            ["loopback_up"] => super::host::loopback_up().map(|()| String::new()),
+            ["setuid", uid] => {
+                let uid = rustix::thread::Uid::from_raw(uid.parse().unwrap());
+                rustix::thread::set_thread_groups(&[])?;
+                rustix::thread::set_thread_gid(rustix::thread::Gid::from_raw(uid.as_raw()))?;
+                rustix::thread::set_thread_uid(uid)?;
+                Ok(String::new())
+            }
+            ["take_socket"] => self.take_socket(),
+            ["give_socket", index] => {
+                super::host::send_fds(0, &[self.socket(index).as_raw_fd()]).map(|()| String::new())
+            }
+            ["listeners", cgroup] => super::host::give_listeners(Path::new(cgroup)),
+            ["origin"] => super::host::read_origins(),
+            _ => panic!("unknown command {words:?}"),
+        }
+    }
+
+    fn connect(&mut self, to: &str, device: Option<&str>) -> io::Result<String> {
+        let to: SocketAddr = to.parse().unwrap();
+        let socket = make(to, Type::STREAM)?;
+        if let Some(device) = device {
+            socket.bind_device(Some(device.as_bytes()))?;
+        }
+        socket.connect_timeout(&to.into(), PATIENCE / 5)?;
+        let (own, peer) = (socket.local_addr()?, socket.peer_addr()?);
+        let (own, peer) = (own.as_socket().unwrap(), peer.as_socket().unwrap());
+        Ok(format!("{} {own} {peer}", self.keep(socket)))
+    }
+
+    fn listen(&mut self, at: &str) -> io::Result<String> {
+        let at: SocketAddr = at.parse().unwrap();
+        let socket = make(at, Type::STREAM)?;
+        socket.bind(&at.into())?;
+        socket.listen(16)?;
+        let port = socket.local_addr()?.as_socket().unwrap().port();
+        Ok(format!("{} {port}", self.keep(socket)))
+    }
+
+    fn take_socket(&mut self) -> io::Result<String> {
+        super::host::say_ready()?;
+        let [fd] = super::host::receive_fds(0)?
+            .try_into()
+            .map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(self.keep(Socket::from(fd)).to_string())
+    }
+
+    fn keep(&mut self, socket: Socket) -> usize {
+        self.sockets.push(Some(socket));
+        self.sockets.len() - 1
+    }
+
+    fn socket(&mut self, index: &str) -> &mut Socket {
+        self.sockets[index.parse::<usize>().unwrap()]
+            .as_mut()
+            .unwrap()
+    }
+}
+
+fn make(at: SocketAddr, kind: Type) -> io::Result<Socket> {
+    let protocol = if kind == Type::STREAM {
+        Protocol::TCP
+    } else {
+        Protocol::UDP
+    };
+    let socket = Socket::new(Domain::for_address(at), kind, Some(protocol))?;
+    if at.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// Many short connections, each to a port of its own: reset at once, which loses origins that are looked up late.
+fn burst(count: u16, to: &str) -> io::Result<String> {
+    let host: std::net::IpAddr = to.parse().unwrap();
+    for port in 1000..1000 + count {
+        let stream = TcpStream::connect((host, port))?;
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    }
+    Ok(String::new())
+}
+
+fn receive(socket: &Socket) -> io::Result<String> {
+    let mut bytes = [std::mem::MaybeUninit::<u8>::uninit(); 64];
+    let (count, from): (usize, SockAddr) = socket.recv_from(&mut bytes)?;
+    // SAFETY: the kernel has written the first `count` bytes.
+    let text: Vec<u8> = bytes[..count]
+        .iter()
+        .map(|byte| unsafe { byte.assume_init() })
+        .collect();
+    Ok(format!(
+        "{} {}",
+        from.as_socket().unwrap(),
+        String::from_utf8_lossy(&text)
+    ))
+}
+
+fn raw_socket(family: &str, kind: &str, protocol: &str) -> io::Result<OwnedFd> {
+    let [family, kind, protocol] =
+        [family, kind, protocol].map(|number| number.parse::<i32>().unwrap());
+    // SAFETY: no pointers are passed.
+    let fd = unsafe { libc::socket(family, kind, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor of ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Asks for a routing header: the address given to connect() is then not the one that the packet carries.
+fn routing_header(socket: &Socket, through: &str) -> io::Result<()> {
+    let through: std::net::Ipv6Addr = through.parse().unwrap();
+    // RFC 6275 type 2: next header, length in 8 octets, type 2, one segment left, reserved, the home address.
+    let mut header = vec![0u8, 2, 2, 1, 0, 0, 0, 0];
+    header.extend(through.octets());
+    // SAFETY: the pointer and length describe `header`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_RTHDR,
+            header.as_ptr().cast(),
+            header.len() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
