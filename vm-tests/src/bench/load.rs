@@ -35,25 +35,25 @@ pub enum Mode {
 pub struct Load {
     /// What is measured
     #[arg(long)]
-    mode: Mode,
+    pub mode: Mode,
     /// The name to ask for; resolved unless an address is given
     #[arg(long)]
-    name: String,
+    pub name: String,
     /// Connect here, whatever the name resolves to
     #[arg(long)]
-    address: Option<std::net::SocketAddr>,
+    pub address: Option<std::net::SocketAddr>,
     /// The path to get
     #[arg(long, default_value = "/v1/balance")]
-    path: String,
+    pub path: String,
     /// Trusted roots, PEM; SSL_CERT_FILE if not given
     #[arg(long, env = "SSL_CERT_FILE")]
-    roots: std::path::PathBuf,
+    pub roots: std::path::PathBuf,
     /// How many loops run beside each other
     #[arg(long, default_value_t = 32)]
-    loops: usize,
+    pub loops: usize,
     /// How long, after a warm-up of a tenth of it
     #[arg(long, default_value_t = 2_000)]
-    milliseconds: u64,
+    pub milliseconds: u64,
 }
 
 /// What one run found.
@@ -93,7 +93,11 @@ pub fn run(load: &Load) -> Result<()> {
     Ok(())
 }
 
-async fn measure(load: &Load) -> Result<Measured> {
+/// Runs the loops and counts.
+///
+/// # Errors
+/// If the roots cannot be read or the name cannot be resolved.
+pub async fn measure(load: &Load) -> Result<Measured> {
     let target = Arc::new(Target::new(load).await?);
     let counted = Arc::new(Mutex::new(Counted::default()));
     let warm = Duration::from_millis(load.milliseconds / 10);

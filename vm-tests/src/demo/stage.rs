@@ -210,7 +210,10 @@ fn settings(upstream: &Upstream, hold: &str, metrics: u16) -> String {
 }
 
 /// A bare repository with one commit, as `acme/site.git`.
-fn make_repository(repositories: &Path) -> Result<()> {
+///
+/// # Errors
+/// If git fails.
+pub fn make_repository(repositories: &Path) -> Result<()> {
     let bare = repositories.join("acme/site.git");
     let work = repositories.join("work");
     fs::create_dir_all(&work)?;
