@@ -1,10 +1,25 @@
 //! `sluice daemon`: the enforcer process, the proxy process it supervises, and what they say to each other.
 //! The enforcer is root and never parses a byte that an agent wrote; the proxy process parses them and has no privilege.
-//! INVARIANT: the ports are published last, and only while the listeners behind them are ours.
+//! INVARIANT: the ports are published last, and the enforcer keeps the listeners open for as long as it lives.
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod channel;
+mod enforcer;
+mod error;
+mod events;
+mod listeners;
+mod places;
+mod privileges;
 pub mod protocol;
+mod runs;
+mod supervise;
+mod worker;
 
 pub use channel::{Channel, ChannelError};
+pub use enforcer::run;
+pub use error::DaemonError;
+pub use listeners::open_for_parent;
+pub use places::connect_to_enforcer;
+pub use worker::run as run_worker;

@@ -12,12 +12,13 @@ use rustix::net::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
 
 use super::protocol::MAX_MESSAGE;
 
 /// Most descriptors that one message carries.
-pub const MAX_FDS: usize = 16;
+pub(super) const MAX_FDS: usize = 16;
 
 /// One end of a SOCK_SEQPACKET connection; blocking.
 #[derive(Debug)]
@@ -77,6 +78,16 @@ impl Channel {
         Ok(Channel(io::stdin().as_fd().try_clone_to_owned()?))
     }
 
+    /// A connection that a tokio listener accepted; blocking again.
+    ///
+    /// # Errors
+    /// The system refuses to change its mode.
+    pub(super) fn from_accepted(stream: UnixStream) -> io::Result<Channel> {
+        let stream = stream.into_std()?;
+        stream.set_nonblocking(false)?;
+        Ok(Channel(stream.into()))
+    }
+
     /// Sends one message.
     ///
     /// # Errors
@@ -86,7 +97,7 @@ impl Channel {
         message: &T,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
-        send(&self.0, message, fds)
+        send(self.0.as_fd(), message, fds)
     }
 
     /// Receives one message, or `None` when the other side hung up.
@@ -94,7 +105,7 @@ impl Channel {
     /// # Errors
     /// The packet is no message, or reading failed.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
-        receive(&self.0)
+        receive(self.0.as_fd())
     }
 
     /// Receives one message that must come, with exactly this many descriptors.
@@ -120,8 +131,9 @@ impl Channel {
     /// # Errors
     /// The reactor cannot watch it.
     pub fn into_async(self) -> io::Result<AsyncChannel> {
-        rustix::io::ioctl_fionbio(&self.0, true)?;
-        Ok(AsyncChannel(AsyncFd::new(self.0)?))
+        let stream = std::os::unix::net::UnixStream::from(self.0);
+        stream.set_nonblocking(true)?;
+        Ok(AsyncChannel(UnixStream::from_std(stream)?))
     }
 }
 
@@ -143,9 +155,9 @@ impl AsFd for Channel {
     }
 }
 
-/// One end of a SOCK_SEQPACKET connection on a tokio reactor.
+/// One end of a SOCK_SEQPACKET connection on a tokio reactor. The reactor takes it for a stream, and only waits for it.
 #[derive(Debug)]
-pub struct AsyncChannel(AsyncFd<OwnedFd>);
+pub struct AsyncChannel(UnixStream);
 
 impl AsyncChannel {
     /// Sends one message; waits while the other side's queue is full.
@@ -157,15 +169,11 @@ impl AsyncChannel {
         message: &T,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
-        loop {
-            let mut guard = self.0.writable().await?;
-            match send(self.0.get_ref(), message, fds) {
-                Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    guard.clear_ready()
-                }
-                sent => return sent,
-            }
-        }
+        self.0
+            .async_io(Interest::WRITABLE, || {
+                would_block(send(self.0.as_fd(), message, fds))
+            })
+            .await?
     }
 
     /// Receives one message, or `None` when the other side hung up. Cancelling it loses nothing.
@@ -175,26 +183,22 @@ impl AsyncChannel {
     pub async fn receive<T: DeserializeOwned>(
         &self,
     ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
-        loop {
-            let mut guard = self.0.readable().await?;
-            match receive(self.0.get_ref()) {
-                Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    guard.clear_ready()
-                }
-                received => return received,
-            }
-        }
+        self.0
+            .async_io(Interest::READABLE, || would_block(receive(self.0.as_fd())))
+            .await?
     }
 }
 
-impl AsFd for AsyncChannel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.get_ref().as_fd()
+/// What the reactor must see: "not now" outside, everything else inside.
+fn would_block<T>(done: Result<T, ChannelError>) -> io::Result<Result<T, ChannelError>> {
+    match done {
+        Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+        done => Ok(done),
     }
 }
 
 fn send<T: Serialize>(
-    socket: &OwnedFd,
+    socket: BorrowedFd<'_>,
     message: &T,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), ChannelError> {
@@ -220,7 +224,7 @@ fn send<T: Serialize>(
 }
 
 fn receive<T: DeserializeOwned>(
-    socket: &OwnedFd,
+    socket: BorrowedFd<'_>,
 ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];

@@ -64,8 +64,11 @@ pub struct WorkerAccount {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "to_worker", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToWorker {
-    /// The first message. Descriptors: the handover document, the control socket, the six listeners, the maps.
-    Start {},
+    /// The first message. Descriptors: the [`Handover`] document, the control socket, the two maps, then the listeners.
+    Start {
+        /// How many of which listeners.
+        listeners: Listening,
+    },
     /// May this workload start?
     Admit {
         /// Answered by [`FromWorker::Admitted`].
@@ -218,12 +221,46 @@ pub enum ToRun {
     },
 }
 
-/// Listener helper to enforcer: the sockets come along, in the order v4, v6 of tcp, dns_tcp, dns_udp.
-#[derive(Debug, Deserialize, Serialize)]
+/// Listener helper to enforcer, and enforcer to proxy process: the sockets come along, in the order of these counts.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listening {
-    /// Port of the proxy's listeners, on both families.
+    /// How many TCP listeners of the proxy: one for each address family of the host.
+    pub tcp: usize,
+    /// How many TCP listeners of the resolver.
+    pub dns_tcp: usize,
+    /// How many UDP sockets of the resolver.
+    pub dns_udp: usize,
+    /// Port of the proxy's listeners, on all families.
     pub proxy_port: u16,
-    /// Port of the resolver's sockets, on both families and both protocols.
+    /// Port of the resolver's sockets, on all families and both protocols.
     pub resolver_port: u16,
+}
+
+impl Listening {
+    /// How many sockets come along.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.tcp
+            .saturating_add(self.dns_tcp)
+            .saturating_add(self.dns_udp)
+    }
+}
+
+/// Listener helper to enforcer: the sockets, or why there are none.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "from_listener", rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromListener {
+    /// They are open.
+    Listening {
+        /// How many, and where.
+        listening: Listening,
+        /// The cgroup that they belong to, as `/proc/PID/cgroup` shows it.
+        cgroup: String,
+    },
+    /// They are not.
+    Failed {
+        /// Why, for a person.
+        detail: String,
+    },
 }

@@ -1,0 +1,118 @@
+//! The enforcer's book of workloads: which live, which wait for the proxy process's answer, which have been left.
+//! Kept by the main loop; it is what a restarted proxy process is told.
+//! INVARIANT: a workload is in the book exactly as long as its cgroup is governed as a workload.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use policies::{AgentId, WorkloadId};
+use tokio::sync::oneshot;
+
+use super::protocol::{Refusal, Ticket, WorkloadFacts};
+use super::runs::Admission;
+
+/// One workload.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) facts: WorkloadFacts,
+    /// Nobody waits for it any more: it is retired as soon as its cgroup is empty.
+    pub(super) left: bool,
+}
+
+/// An admission that the proxy process has not answered yet.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) workload: WorkloadId,
+    pub(super) cgroup: OwnedFd,
+    pub(super) reply: oneshot::Sender<Result<Admission, Refusal>>,
+}
+
+/// The book.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    live: BTreeMap<WorkloadId, Entry>,
+    waiting: BTreeMap<Ticket, Waiting>,
+    last_ticket: u64,
+}
+
+impl Book {
+    /// A ticket that no question has had.
+    pub(super) fn ticket(&mut self) -> Ticket {
+        self.last_ticket = self.last_ticket.wrapping_add(1);
+        Ticket(self.last_ticket)
+    }
+
+    /// Writes a workload down. One that a former daemon admitted has nobody waiting for it.
+    pub(super) fn enter(&mut self, facts: WorkloadFacts, left: bool) {
+        self.live.insert(facts.id, Entry { facts, left });
+    }
+
+    /// Strikes a workload out.
+    pub(super) fn strike(&mut self, id: WorkloadId) {
+        self.live.remove(&id);
+    }
+
+    /// The first process of a workload is known.
+    pub(super) fn started(&mut self, id: WorkloadId, pid: u32, exe: Option<String>) {
+        if let Some(entry) = self.live.get_mut(&id) {
+            entry.facts.pid = Some(pid);
+            entry.facts.exe = exe;
+        }
+    }
+
+    /// Whoever waited for a workload has hung up.
+    pub(super) fn leave(&mut self, id: WorkloadId) {
+        if let Some(entry) = self.live.get_mut(&id) {
+            entry.left = true;
+        }
+    }
+
+    /// The workload of this id.
+    pub(super) fn facts(&self, id: WorkloadId) -> Option<&WorkloadFacts> {
+        self.live.get(&id).map(|entry| &entry.facts)
+    }
+
+    /// Workloads that may be retired once they are empty.
+    pub(super) fn left(&self) -> Vec<WorkloadId> {
+        self.live
+            .values()
+            .filter(|entry| entry.left)
+            .map(|entry| entry.facts.id)
+            .collect()
+    }
+
+    /// The workloads of one agent.
+    pub(super) fn of(&self, agent: &AgentId) -> Vec<WorkloadId> {
+        self.live
+            .values()
+            .filter(|entry| &entry.facts.agent == agent)
+            .map(|entry| entry.facts.id)
+            .collect()
+    }
+
+    /// What a proxy process is started with: every workload that has been admitted.
+    pub(super) fn admitted(&self) -> Vec<WorkloadFacts> {
+        let waits = |id: WorkloadId| self.waiting.values().any(|waiting| waiting.workload == id);
+        self.live
+            .values()
+            .map(|entry| &entry.facts)
+            .filter(|facts| !waits(facts.id))
+            .cloned()
+            .collect()
+    }
+
+    /// Remembers whom an answer is for.
+    pub(super) fn wait(&mut self, ticket: Ticket, waiting: Waiting) {
+        self.waiting.insert(ticket, waiting);
+    }
+
+    /// Whom this answer is for.
+    pub(super) fn answered(&mut self, ticket: Ticket) -> Option<Waiting> {
+        self.waiting.remove(&ticket)
+    }
+
+    /// Everybody whose answer will not come, because the proxy process ended.
+    pub(super) fn unanswered(&mut self) -> Vec<Waiting> {
+        std::mem::take(&mut self.waiting).into_values().collect()
+    }
+}

@@ -1,0 +1,293 @@
+//! `sluice run` as the enforcer sees it: one connection for each workload, from its admission to its end.
+//! Accepts on enforcer.sock and turns what comes into questions to the enforcer's main loop.
+//! INVARIANT: only an ungoverned root process is listened to; hanging up ends the workload once it is empty.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use policies::{AgentId, WorkloadId};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use super::channel::{AsyncChannel, Channel};
+use super::protocol::{FromRun, Refusal, ToRun};
+use super::{ChannelError, DaemonError};
+use crate::config::ProcessFacts;
+
+/// How long a peer may take to say what it wants.
+const TIME_TO_ASK: Duration = Duration::from_secs(10);
+
+/// A question to the enforcer's main loop.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// Make a workload.
+    Run {
+        /// Of which agent.
+        agent: AgentId,
+        /// The command's name, for the log.
+        argv0: String,
+        /// Where it runs, for the log.
+        cwd: PathBuf,
+        /// Its cgroup, or why not.
+        reply: oneshot::Sender<Result<Admission, Refusal>>,
+    },
+    /// The first process runs.
+    Started {
+        /// In which workload.
+        workload: WorkloadId,
+        /// Which.
+        pid: u32,
+    },
+    /// Whoever asked for the workload hung up.
+    Ended(WorkloadId),
+}
+
+/// A workload that may start.
+#[derive(Debug)]
+pub(super) struct Admission {
+    pub(super) workload: WorkloadId,
+    pub(super) message: ToRun,
+    pub(super) cgroup: OwnedFd,
+}
+
+/// Accepts until the main loop is gone.
+pub(super) async fn accept(
+    socket: OwnedFd,
+    governed: String,
+    asks: mpsc::Sender<Ask>,
+) -> Result<(), DaemonError> {
+    // The reactor only waits for it; that packets keep their borders is the sockets' own business.
+    let socket = UnixListener::from_std(socket.into()).map_err(DaemonError::io("enforcer.sock"))?;
+    while !asks.is_closed() {
+        let peer = socket
+            .accept()
+            .await
+            .and_then(|(peer, _)| Channel::from_accepted(peer));
+        match peer {
+            Ok(peer) => {
+                tokio::spawn(converse(peer, governed.clone(), asks.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection to enforcer.sock could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn converse(peer: Channel, governed: String, asks: mpsc::Sender<Ask>) {
+    if let Err(refusal) = check_peer(&peer, &governed) {
+        tracing::warn!(
+            detail = refusal.detail,
+            "a peer of enforcer.sock is refused"
+        );
+        let _ = peer.send(&ToRun::Refused { refusal }, &[]);
+        return;
+    }
+    let served = match peer.into_async() {
+        Ok(peer) => session(&peer, &asks).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = served {
+        tracing::warn!(%error, "a `sluice run` was hung up on");
+    }
+}
+
+/// Root, and outside every workload: a governed process must not make workloads, whatever its uid.
+fn check_peer(peer: &Channel, governed: &str) -> Result<(), Refusal> {
+    let refused = |detail: String| {
+        Err(Refusal {
+            reason: None,
+            detail,
+        })
+    };
+    let credentials = match rustix::net::sockopt::socket_peercred(peer) {
+        Ok(credentials) => credentials,
+        Err(errno) => return refused(format!("the peer is unknown: {errno}")),
+    };
+    if !credentials.uid.is_root() {
+        return refused("only root may start workloads".to_owned());
+    }
+    let pid = credentials.pid.as_raw_nonzero().get().unsigned_abs();
+    match ProcessFacts::read(pid) {
+        Ok(facts) if is_governed(&facts.cgroup, governed) => {
+            refused("a workload may not start workloads".to_owned())
+        }
+        Ok(_) => Ok(()),
+        Err(error) => refused(format!("the peer's cgroup cannot be read: {error}")),
+    }
+}
+
+/// True if the cgroup path is that of the workloads or below it.
+pub(super) fn is_governed(cgroup: &str, governed: &str) -> bool {
+    cgroup
+        .strip_prefix(governed)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), ChannelError> {
+    let asked = tokio::time::timeout(TIME_TO_ASK, peer.receive::<FromRun>()).await;
+    let Ok(Some((FromRun::Run { agent, argv0, cwd }, _))) = asked.unwrap_or(Ok(None)) else {
+        return Err(ChannelError::HungUp);
+    };
+    let (reply, answer) = oneshot::channel();
+    let question = Ask::Run {
+        agent,
+        argv0,
+        cwd,
+        reply,
+    };
+    let admitted = match asks.send(question).await {
+        Ok(()) => answer.await,
+        Err(_) => return Err(ChannelError::HungUp),
+    };
+    let admission = match admitted {
+        Ok(Ok(admission)) => admission,
+        Ok(Err(refusal)) => return peer.send(&ToRun::Refused { refusal }, &[]).await,
+        // The main loop dropped the question: the proxy process went away, or the daemon stops.
+        Err(_) => {
+            let refusal = Refusal {
+                reason: None,
+                detail: "the daemon cannot admit workloads right now".to_owned(),
+            };
+            return peer.send(&ToRun::Refused { refusal }, &[]).await;
+        }
+    };
+    let Admission {
+        workload,
+        message,
+        cgroup,
+    } = admission;
+    let lived = live(peer, workload, &message, cgroup, asks).await;
+    let _ = asks.send(Ask::Ended(workload)).await;
+    lived
+}
+
+/// From the admission until the peer hangs up.
+async fn live(
+    peer: &AsyncChannel,
+    workload: WorkloadId,
+    message: &ToRun,
+    cgroup: OwnedFd,
+    asks: &mpsc::Sender<Ask>,
+) -> Result<(), ChannelError> {
+    use std::os::fd::AsFd as _;
+    peer.send(message, &[cgroup.as_fd()]).await?;
+    drop(cgroup);
+    while let Some((said, _)) = peer.receive::<FromRun>().await? {
+        match said {
+            FromRun::Started { pid } => drop(asks.send(Ask::Started { workload, pid }).await),
+            FromRun::Run { .. } => return Err(ChannelError::HungUp),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn governed_is_the_subtree_and_nothing_beside_it() {
+        assert!(is_governed("/sluice/agents", "/sluice/agents"));
+        assert!(is_governed(
+            "/sluice/agents/acme.support.1",
+            "/sluice/agents"
+        ));
+        assert!(!is_governed("/sluice/agents2", "/sluice/agents"));
+        assert!(!is_governed("/", "/sluice/agents"));
+    }
+
+    #[tokio::test]
+    async fn a_session_is_admitted_told_of_its_process_and_ended_by_hanging_up() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let (asks, mut asked) = mpsc::channel(4);
+        tokio::spawn(async move { session(&theirs.into_async().unwrap(), &asks).await });
+        let agent: AgentId = "acme/support".parse().unwrap();
+        ours.send(
+            &FromRun::Run {
+                agent: agent.clone(),
+                argv0: "curl".into(),
+                cwd: "/".into(),
+            },
+            &[],
+        )
+        .unwrap();
+        let Some(Ask::Run {
+            agent: asked_for,
+            reply,
+            ..
+        }) = asked.recv().await
+        else {
+            panic!()
+        };
+        assert_eq!(asked_for, agent);
+        let message = ToRun::Admitted {
+            workload: WorkloadId(5),
+            cgroup: "/sluice/agents/acme.support.1".into(),
+            ca_pem: "/run/sluice/ca/acme.pem".into(),
+            nameserver: "198.18.0.1".parse().unwrap(),
+        };
+        let cgroup = std::fs::File::open("/").unwrap().into();
+        reply
+            .send(Ok(Admission {
+                workload: WorkloadId(5),
+                message,
+                cgroup,
+            }))
+            .unwrap();
+        let ours = ours.into_async().unwrap();
+        let (answer, fds) = ours.receive::<ToRun>().await.unwrap().unwrap();
+        assert!(matches!(
+            answer,
+            ToRun::Admitted {
+                workload: WorkloadId(5),
+                ..
+            }
+        ));
+        assert_eq!(fds.len(), 1);
+        ours.send(&FromRun::Started { pid: 42 }, &[]).await.unwrap();
+        let Some(Ask::Started {
+            workload: WorkloadId(5),
+            pid: 42,
+        }) = asked.recv().await
+        else {
+            panic!()
+        };
+        drop(ours);
+        let Some(Ask::Ended(WorkloadId(5))) = asked.recv().await else {
+            panic!()
+        };
+    }
+
+    #[tokio::test]
+    async fn a_refusal_reaches_the_one_who_asked() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let (asks, mut asked) = mpsc::channel(4);
+        tokio::spawn(async move { session(&theirs.into_async().unwrap(), &asks).await });
+        let agent = "acme/nobody".parse().unwrap();
+        ours.send(
+            &FromRun::Run {
+                agent,
+                argv0: "curl".into(),
+                cwd: "/".into(),
+            },
+            &[],
+        )
+        .unwrap();
+        let Some(Ask::Run { reply, .. }) = asked.recv().await else {
+            panic!()
+        };
+        let refusal = Refusal {
+            reason: Some(policies::Reason::AgentUnknown),
+            detail: "no".into(),
+        };
+        reply.send(Err(refusal.clone())).unwrap();
+        let ours = ours.into_async().unwrap();
+        let (answer, fds) = ours.receive::<ToRun>().await.unwrap().unwrap();
+        assert!(matches!(answer, ToRun::Refused { refusal: found } if found == refusal));
+        assert!(fds.is_empty());
+    }
+}
