@@ -11,6 +11,7 @@ mod audit_text;
 mod ca;
 mod check;
 mod connector;
+mod daemon;
 mod doctor;
 mod failure;
 mod money;
@@ -18,6 +19,7 @@ mod offline;
 mod output;
 mod policy;
 mod render;
+mod run;
 mod secret;
 mod status;
 mod vault;
@@ -83,11 +85,19 @@ enum Command {
     /// Look at connectors and run their examples
     #[command(subcommand)]
     Connector(connector::Command),
+    /// Enforce: the process that agents cannot do without
+    Daemon(daemon::Args),
     /// Name each enforcement layer, and what is open without it
     Doctor(doctor::Args),
+    #[command(hide = true)]
+    InternalListen(daemon::ListenArgs),
+    #[command(hide = true)]
+    InternalWorker(daemon::WorkerArgs),
     /// Check, test and explain policies
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Run a command as an agent
+    Run(run::Args),
     /// Say what runs
     Status(status::Args),
     /// Keep the credentials that agents never see
@@ -113,8 +123,12 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Failure> {
         Command::Ca(command) => ca::run(global, command),
         Command::Check(args) => check::run(global, args),
         Command::Connector(command) => connector::run(global, command),
+        Command::Daemon(args) => daemon::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
+        Command::InternalListen(args) => daemon::run_listen(global, args),
+        Command::InternalWorker(args) => daemon::run_worker(global, args),
         Command::Policy(command) => policy::run(global, command),
+        Command::Run(args) => run::run(global, args),
         Command::Status(args) => status::run(global, args),
         Command::Vault(command) => vault::run(global, command),
     }

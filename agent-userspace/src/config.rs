@@ -9,9 +9,12 @@ mod settings;
 mod snapshot;
 mod state;
 
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
 use policies::Tenant;
+use tracing_subscriber::EnvFilter;
 
 pub use accounts::{Accounts, ProcessFacts};
 pub use duration::parse_duration;
@@ -99,4 +102,28 @@ pub fn reduced_by_environment() -> bool {
 #[must_use]
 pub fn no_color_by_environment() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// The environment of this process, which `sluice run` passes on.
+#[must_use]
+pub fn environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().collect()
+}
+
+/// The working directory of this process.
+///
+/// # Errors
+/// It is gone, or may not be seen.
+pub fn working_directory() -> io::Result<PathBuf> {
+    std::env::current_dir()
+}
+
+/// Logs to standard error: at the level that `SLUICE_LOG` names (as `info`, or `debug,h2=warn`), else `info`.
+/// A second call changes nothing.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let color = io::stderr().is_terminal() && !no_color_by_environment();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(color).with_target(false);
+    // Another subscriber is there already, and stays.
+    let _ = log.try_init();
 }

@@ -8,7 +8,7 @@ mod scrape;
 
 use std::time::Duration;
 
-use mitm_proxy::{CallMeasure, Decided, Meter, Stage};
+use mitm_proxy::meter::{CallMeasure, Decided, Meter, Stage};
 use policies::{AgentId, Reason, Tenant, Timestamp};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;

@@ -15,6 +15,8 @@ mod names;
 mod origin;
 #[path = "kernel_side/refusal.rs"]
 mod refusal;
+#[path = "kernel_side/wire.rs"]
+mod wire;
 
 /// Not a test: the body of the processes that the tests start, in their own cgroups and with their own user.
 #[test]

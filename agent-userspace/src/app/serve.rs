@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use audit::HostEvent;
 use mitm_proxy::{Proxy, Workload, Workloads};
-use policies::{Bundle, Diagnostics, Reason, Tenant};
+use policies::{Bundle, Diagnostic, Diagnostics, Reason, Tenant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -180,7 +180,7 @@ fn take(shared: &Shared, snapshot: &Snapshot) -> Result<Ready, Diagnostics> {
     let settings = settings(&config, snapshot)?;
     let bundle = Bundle::load(&snapshot.sources())?;
     let ready = ready(&bundle, shared.read(|live| live.disabled.clone()));
-    shared.proxy.replace_settings(settings);
+    shared.proxy.replace_settings(settings).map_err(|error| unusable(shared, &error))?;
     shared.proxy.replace_bundle(bundle);
     shared.write(|live| {
         live.config = Arc::new(config);
@@ -192,6 +192,12 @@ fn take(shared: &Shared, snapshot: &Snapshot) -> Result<Ready, Diagnostics> {
         tracing::error!(%error, "a tenant's certificate cannot be written");
     }
     Ok(ready)
+}
+
+/// What the running path cannot take over, as a diagnostic of the settings as a whole.
+fn unusable(shared: &Shared, error: &mitm_proxy::StartError) -> Diagnostics {
+    let file = shared.paths.config.join("config.toml");
+    Diagnostics(vec![Diagnostic { file, line: 1, column: 1, message: error.to_string(), hint: None }])
 }
 
 /// Writes every tenant's root certificate for the launcher, and for people.

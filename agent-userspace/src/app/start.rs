@@ -141,6 +141,9 @@ pub enum StartError {
     /// The path of requests cannot start.
     #[error(transparent)]
     Proxy(#[from] mitm_proxy::StartError),
+    /// A tenant's certificate authority cannot be read or made.
+    #[error(transparent)]
+    Ca(#[from] mitm_proxy::CaError),
     /// A tenant's certificate cannot be written.
     #[error("cannot write the certificate {}: {source}", path.display())]
     Root {

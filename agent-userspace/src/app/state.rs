@@ -101,9 +101,9 @@ impl Shared {
             PeerRefused::NotAMember { .. } | PeerRefused::Unknown(_) => None,
         };
         let tenant = workload.as_ref().map(|workload| workload.agent.tenant.clone());
-        let event = HostEvent::ControlRefused {
+        let event = HostEvent::KernelRefusal {
             workload: workload.as_ref().map(facts),
-            by: refused.user().to_owned(),
+            kind: "control_socket".to_owned(),
             detail: refused.to_string(),
         };
         self.record(tenant.as_ref(), event).await;

@@ -155,7 +155,7 @@ fn verify_all(global: &Global) -> Result<ExitCode, Failure> {
             match verifying.join() {
                 Ok(Err(error)) => Ok(Err(error)),
                 Ok(verified) => exported.map(|()| verified),
-                Err(_) => exported.map(|()| Err(audit::VerifyError::from(io::Error::other("the verifier ended")))),
+                Err(_) => exported.map(|()| Err(audit::VerifyError::Io { line: 0, source: io::Error::other("the verifier ended") })),
             }
         })?;
         if report(global, tenant.as_str(), verified)? != ExitCode::SUCCESS {

@@ -35,7 +35,7 @@ pub(super) enum Command {
 pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     let output = Output::new(global);
     if matches!(command, Command::Schema) {
-        output.raw(policies::connector_schema())?;
+        output.raw(Connector::schema())?;
         return Ok(ExitCode::SUCCESS);
     }
     let (_, bundle) = load(global)?;

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::Failure;
 use super::failure::ArgumentError;
 
-/// The longest secret.
+/// The longest secret that is read; the vault's own limit is smaller.
 const MAX_SECRET: usize = 64 * 1024;
 
 /// Reads a secret: typed without echo on a terminal, else everything up to the end of input. One line end at its

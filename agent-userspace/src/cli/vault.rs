@@ -90,8 +90,9 @@ fn list(global: &Global) -> Result<ExitCode, Failure> {
     };
     let header = ["CREDENTIAL", "VERSION", "STATE", "CHANGED"];
     Output::new(global).table(&listings, &header, "the vault is empty; `sluice vault put TENANT/NAME` adds a credential", |listing| {
-        let state = if listing.get("revoked").is_some_and(|revoked| *revoked == Value::Bool(true)) { "revoked" } else { "usable" };
-        vec![text(listing, "id"), text(listing, "version"), state.to_owned(), text(listing, "changed_at")]
+        let revoked = listing.get("revoked_at").is_some_and(|at| !at.is_null());
+        let state = if revoked { "revoked" } else { "usable" };
+        vec![text(listing, "credential"), text(listing, "version"), state.to_owned(), text(listing, "changed_at")]
     })?;
     Ok(ExitCode::SUCCESS)
 }

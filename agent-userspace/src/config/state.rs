@@ -5,10 +5,13 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 
 use policies::AgentId;
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchown, fstat, openat};
+use rustix::io::Errno;
 
 use super::Paths;
 
@@ -59,22 +62,46 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// # Errors
 /// A file cannot be given away.
 pub fn adopt_owner(paths: &Paths) -> io::Result<()> {
-    let owner = fs::metadata(&paths.state)?;
-    let mut pending = vec![paths.state.clone()];
-    while let Some(directory) = pending.pop() {
-        for entry in fs::read_dir(&directory)? {
-            let path: PathBuf = entry?.path();
-            let found = fs::symlink_metadata(&path)?;
-            let theirs = found.uid() == owner.uid() && found.gid() == owner.gid();
-            if !theirs && (found.is_file() || found.is_dir()) {
-                std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))?;
+    let state = open_directory(rustix::fs::CWD, &paths.state)?;
+    let owner = fstat(&state)?;
+    // No other level is ours, so no other is walked.
+    give_files(&state, &owner)?;
+    match open_directory(&state, "audit") {
+        Ok(audit) => {
+            if fstat(&audit)?.st_uid != owner.st_uid {
+                fchown(&audit, Some(Uid::from_raw(owner.st_uid)), Some(Gid::from_raw(owner.st_gid)))?;
             }
-            if found.is_dir() {
-                pending.push(path);
-            }
+            give_files(&audit, &owner)
         }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// INVARIANT: the owner of the directory is not trusted: no link is followed, and a file that has another name
+/// elsewhere is left alone, since it may be somebody else's.
+fn give_files(directory: &OwnedFd, owner: &Stat) -> io::Result<()> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let found = match openat(directory, entry.file_name(), OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => continue,
+            Err(errno) => return Err(errno.into()),
+        };
+        let facts = fstat(&found)?;
+        let theirs = facts.st_uid == owner.st_uid && facts.st_gid == owner.st_gid;
+        if theirs || !FileType::from_raw_mode(facts.st_mode).is_file() || facts.st_nlink != 1 {
+            continue;
+        }
+        let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+        chownat(&found, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     }
     Ok(())
+}
+
+fn open_directory(at: impl AsFd, path: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(openat(at, path, flags, Mode::empty())?)
 }
 
 /// Makes a directory that only its owner may look into, unless it is there.
@@ -111,6 +138,30 @@ mod tests {
         let disabled: BTreeSet<AgentId> = ["acme/support".parse().unwrap(), "acme/bot".parse().unwrap()].into();
         write_disabled(&paths, &disabled).unwrap();
         assert_eq!(read_disabled(&paths).unwrap(), disabled);
+    }
+
+    #[test]
+    fn what_root_made_belongs_to_the_owner_and_links_are_left_alone() {
+        use std::os::unix::fs::{MetadataExt as _, chown, symlink};
+        if !rustix::process::getuid().is_root() {
+            panic!("this test gives files away and needs root");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        fs::create_dir_all(state.join("audit")).unwrap();
+        chown(&state, Some(4711), Some(4712)).unwrap();
+        fs::write(state.join("vault.redb"), "v").unwrap();
+        fs::write(state.join("audit/acme.redb"), "a").unwrap();
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "not theirs").unwrap();
+        symlink(&outside, state.join("link")).unwrap();
+        fs::hard_link(&outside, state.join("second-name")).unwrap();
+        adopt_owner(&paths(&state)).unwrap();
+        let uid = |path: &Path| fs::metadata(path).unwrap().uid();
+        assert_eq!(uid(&state.join("vault.redb")), 4711);
+        assert_eq!(uid(&state.join("audit")), 4711);
+        assert_eq!(uid(&state.join("audit/acme.redb")), 4711);
+        assert_eq!(uid(&outside), 0);
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl ApprovalView {
         let connector = bundle.connector(&approval.capability.connector);
         let capability = connector.and_then(|connector| connector.capability(&approval.capability.name));
         let risks = capability.map(|capability| capability.risks().to_vec()).unwrap_or_default();
-        let asked = |id: &PolicyId| AskedBy { policy: id.clone(), reason: bundle.policy(id).and_then(|policy| policy.reason) };
+        let asked = |id: &PolicyId| AskedBy { policy: id.clone(), reason: None };
         let asked_by = approval.policies.iter().map(asked).collect();
         ApprovalView { approval, risks, asked_by }
     }

@@ -5,7 +5,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ impl Host {
         let cgroup = self.enforcement().proxy_cgroup().display().to_string();
         let mut opener = Puppet::start(None);
         opener.tell(&format!("listeners {cgroup}"));
-        let mut fds = receive_fds_from(opener.socket()).unwrap().into_iter();
+        let mut fds = receive_fds(opener.socket()).unwrap().into_iter();
         let words = opener.answer().unwrap();
         self.ports = Ports {
             proxy: words[0].parse().unwrap(),
@@ -225,19 +225,18 @@ pub fn receive_any(sockets: &[UdpSocket]) -> (String, SocketAddr, usize) {
 
 /// In a puppet: opens the listeners inside the proxy's cgroup and hands them over.
 pub fn give_listeners(cgroup: &Path) -> io::Result<String> {
-    use std::os::fd::AsRawFd;
     let opened = listen::open(cgroup, listen::Want::default()).map_err(io::Error::other)?;
-    let mut fds: Vec<RawFd> = opened.tcp.iter().map(AsRawFd::as_raw_fd).collect();
-    fds.extend(opened.dns_tcp.iter().map(AsRawFd::as_raw_fd));
-    fds.extend(opened.dns_udp.iter().map(AsRawFd::as_raw_fd));
-    send_fds(0, &fds)?;
+    let mut fds: Vec<BorrowedFd<'_>> = opened.tcp.iter().map(AsFd::as_fd).collect();
+    fds.extend(opened.dns_tcp.iter().map(AsFd::as_fd));
+    fds.extend(opened.dns_udp.iter().map(AsFd::as_fd));
+    send_fds(rustix::stdio::stdin(), &fds)?;
     Ok(format!("{} {}", opened.ports.proxy, opened.ports.resolver))
 }
 
 /// In a puppet: takes two map descriptors and a connection, and says what it reads through them.
 pub fn read_origins() -> io::Result<String> {
     say_ready()?;
-    let [accepted, flows, stream] = receive_fds(0)?
+    let [accepted, flows, stream] = receive_fds(rustix::stdio::stdin())?
         .try_into()
         .map_err(|_| io::ErrorKind::InvalidData)?;
     let origins = KernelOrigins::from_fds(accepted, flows)?;
@@ -249,25 +248,15 @@ pub fn read_origins() -> io::Result<String> {
 
 /// In a puppet: the next bytes may carry descriptors now (a line reader would have thrown them away).
 pub fn say_ready() -> io::Result<()> {
-    // SAFETY: standard input is the puppet's socket.
-    rustix::io::write(unsafe { BorrowedFd::borrow_raw(0) }, b"ok ready\n")?;
+    rustix::io::write(rustix::stdio::stdin(), b"ok ready\n")?;
     Ok(())
 }
 
-/// Sends descriptors over a Unix socket given by number.
-pub fn send_fds(socket: RawFd, fds: &[RawFd]) -> io::Result<()> {
-    // SAFETY: the callers pass descriptors that they hold open.
-    let (socket, fds) = unsafe {
-        (
-            BorrowedFd::borrow_raw(socket),
-            fds.iter()
-                .map(|fd| BorrowedFd::borrow_raw(*fd))
-                .collect::<Vec<_>>(),
-        )
-    };
+/// Sends descriptors over a Unix socket.
+pub fn send_fds(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
     rustix::net::sendmsg(
         socket,
         &[IoSlice::new(b"\n")],
@@ -277,13 +266,8 @@ pub fn send_fds(socket: RawFd, fds: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives descriptors on a Unix socket given by number.
-pub fn receive_fds(socket: RawFd) -> io::Result<Vec<OwnedFd>> {
-    // SAFETY: as in `send_fds`.
-    receive_fds_from(unsafe { BorrowedFd::borrow_raw(socket) })
-}
-
-fn receive_fds_from(socket: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+/// Receives descriptors on a Unix socket.
+pub fn receive_fds(socket: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     // One byte: what follows on the stream is the next line.
@@ -301,30 +285,6 @@ fn receive_fds_from(socket: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
         }
     }
     Ok(fds)
-}
-
-/// Brings `lo` up in this network namespace.
-pub fn loopback_up() -> io::Result<()> {
-    interface_up("lo")
-}
-
-/// Brings an interface up in this network namespace.
-pub fn interface_up(name: &str) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    // SAFETY: all-zero bytes are a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    use std::os::fd::AsRawFd;
-    // SAFETY: SIOCSIFFLAGS reads one `ifreq`.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 /// An address of the synthetic IPv6 pool.

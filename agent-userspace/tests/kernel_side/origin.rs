@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 
 use agent_userspace::enforce::RefusalKind;
 
@@ -102,9 +102,9 @@ fn origins_are_readable_without_any_privilege() {
     );
     let maps = host.enforcement().map_fds().unwrap();
     let fds = [
-        maps.accepted.as_raw_fd(),
-        maps.flows.as_raw_fd(),
-        stream.as_raw_fd(),
+        maps.accepted.as_fd(),
+        maps.flows.as_fd(),
+        stream.as_fd(),
     ];
     assert_eq!(
         reader.hand("origin", &fds),
@@ -257,7 +257,7 @@ fn questions_over_tcp_reach_the_resolver() {
     let stream = accept_any(&host.dns_tcp);
     let origin = mitm_proxy::Origins::accepted(
         host.origins.as_ref().unwrap(),
-        std::os::fd::AsFd::as_fd(&stream),
+        stream.as_fd(),
     );
     let origin = origin.unwrap();
     assert_eq!(

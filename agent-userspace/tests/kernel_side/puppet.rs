@@ -2,18 +2,21 @@
 //! Stands where an agent would stand on the path of a request.
 //! INVARIANT: it makes its sockets itself, after it is in its cgroup; a refusal comes back as the errno that an agent would see.
 
-use std::fs::File;
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use rustix::net::{AddressFamily, SocketType};
+use socket2::{Domain, Protocol, Socket, Type};
 
+/// The cgroup that a puppet enters before it does anything else.
+const CGROUP: &str = "SLUICE_TEST_CGROUP";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The test's end of a puppet.
@@ -42,12 +45,7 @@ impl Puppet {
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null());
         if let Some(cgroup) = cgroup {
-            let procs = File::options()
-                .write(true)
-                .open(cgroup.join("cgroup.procs"))
-                .unwrap();
-            // SAFETY: one write(2) to an open descriptor is all that happens between fork and exec.
-            unsafe { command.pre_exec(move || (&procs).write_all(b"0")) };
+            command.env(CGROUP, cgroup);
         }
         let child = command.spawn().unwrap();
         Puppet {
@@ -103,9 +101,9 @@ impl Puppet {
     }
 
     /// Sends one command and, when the puppet is ready for them, descriptors.
-    pub fn hand(&mut self, command: &str, fds: &[RawFd]) -> Answer {
+    pub fn hand(&mut self, command: &str, fds: &[BorrowedFd<'_>]) -> Answer {
         assert_eq!(self.ask(command), Ok(vec!["ready".to_owned()]));
-        super::host::send_fds(self.strings.get_ref().as_raw_fd(), fds).unwrap();
+        super::host::send_fds(self.socket(), fds).unwrap();
         self.answer()
     }
 
@@ -124,8 +122,10 @@ impl Drop for Puppet {
 
 /// The puppet's side: reads commands from standard input, which is a socket, and answers on it.
 pub fn obey() {
-    // SAFETY: standard input is the socket that `Puppet::start` put there, and nobody else uses it.
-    let strings = unsafe { UnixStream::from_raw_fd(0) };
+    if let Some(cgroup) = std::env::var_os(CGROUP) {
+        fs::write(Path::new(&cgroup).join("cgroup.procs"), "0").unwrap();
+    }
+    let strings = UnixStream::from(rustix::io::dup(rustix::stdio::stdin()).unwrap());
     let mut puppet = Limbs::default();
     let mut answers = strings.try_clone().unwrap();
     for line in BufReader::new(strings).lines() {
@@ -175,7 +175,7 @@ impl Limbs {
                 .bind_device(Some(name.as_bytes()))
                 .map(|()| String::new()),
             ["routing_header", index, through] => {
-                routing_header(self.socket(index), through).map(|()| String::new())
+                super::wire::routing_header(self.socket(index), through).map(|()| String::new())
             }
             ["send", index, text] => self
                 .socket(index)
@@ -207,11 +207,12 @@ impl Limbs {
                     .map(|()| String::new())
             }
             ["new_netns"] => {
-                // SAFETY: the puppet has one thread that uses sockets, this one.
-                unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+                // Sockets are made by this thread only.
+                #[expect(deprecated, reason = "its unsafe successor guards descriptor tables, which are not unshared here")]
+                rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)?;
                 Ok(String::new())
             }
-            ["loopback_up"] => super::host::loopback_up().map(|()| String::new()),
+            ["loopback_up"] => super::wire::interface_up("lo").map(|()| String::new()),
             ["setuid", uid] => {
                 let uid = rustix::thread::Uid::from_raw(uid.parse().unwrap());
                 rustix::thread::set_thread_groups(&[])?;
@@ -221,7 +222,7 @@ impl Limbs {
             }
             ["take_socket"] => self.take_socket(),
             ["give_socket", index] => {
-                super::host::send_fds(0, &[self.socket(index).as_raw_fd()]).map(|()| String::new())
+                super::host::send_fds(rustix::stdio::stdin(), &[self.socket(index).as_fd()]).map(|()| String::new())
             }
             ["listeners", cgroup] => super::host::give_listeners(Path::new(cgroup)),
             ["origin"] => super::host::read_origins(),
@@ -252,7 +253,7 @@ impl Limbs {
 
     fn take_socket(&mut self) -> io::Result<String> {
         super::host::say_ready()?;
-        let [fd] = super::host::receive_fds(0)?
+        let [fd] = super::host::receive_fds(rustix::stdio::stdin())?
             .try_into()
             .map_err(|_| io::ErrorKind::InvalidData)?;
         Ok(self.keep(Socket::from(fd)).to_string())
@@ -295,51 +296,17 @@ fn burst(count: u16, to: &str) -> io::Result<String> {
 }
 
 fn receive(socket: &Socket) -> io::Result<String> {
-    let mut bytes = [std::mem::MaybeUninit::<u8>::uninit(); 64];
-    let (count, from): (usize, SockAddr) = socket.recv_from(&mut bytes)?;
-    // SAFETY: the kernel has written the first `count` bytes.
-    let text: Vec<u8> = bytes[..count]
-        .iter()
-        .map(|byte| unsafe { byte.assume_init() })
-        .collect();
-    Ok(format!(
-        "{} {}",
-        from.as_socket().unwrap(),
-        String::from_utf8_lossy(&text)
-    ))
+    let socket = UdpSocket::from(socket.try_clone()?);
+    let mut bytes = [0; 64];
+    let (count, from) = socket.recv_from(&mut bytes)?;
+    Ok(format!("{from} {}", String::from_utf8_lossy(&bytes[..count])))
 }
 
 fn raw_socket(family: &str, kind: &str, protocol: &str) -> io::Result<OwnedFd> {
-    let [family, kind, protocol] =
-        [family, kind, protocol].map(|number| number.parse::<i32>().unwrap());
-    // SAFETY: no pointers are passed.
-    let fd = unsafe { libc::socket(family, kind, protocol) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor of ours.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Asks for a routing header: the address given to connect() is then not the one that the packet carries.
-fn routing_header(socket: &Socket, through: &str) -> io::Result<()> {
-    let through: std::net::Ipv6Addr = through.parse().unwrap();
-    // RFC 6275 type 2: next header, length in 8 octets, type 2, one segment left, reserved, the home address.
-    let mut header = vec![0u8, 2, 2, 1, 0, 0, 0, 0];
-    header.extend(through.octets());
-    // SAFETY: the pointer and length describe `header`.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IPV6,
-            libc::IPV6_RTHDR,
-            header.as_ptr().cast(),
-            header.len() as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let [family, kind, protocol] = [family, kind, protocol].map(|number| number.parse::<u32>().unwrap());
+    Ok(rustix::net::socket(
+        AddressFamily::from_raw(family as u16),
+        SocketType::from_raw(kind),
+        NonZeroU32::new(protocol).map(rustix::net::Protocol::from_raw),
+    )?)
 }

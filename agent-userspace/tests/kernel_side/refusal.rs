@@ -1,7 +1,7 @@
 //! What a workload may not do, each refused by the kernel and counted under its name.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 
 use agent_userspace::enforce::{KernelRefusal, RefusalKind};
 
@@ -126,9 +126,9 @@ fn a_socket_of_another_workload_or_of_nobody_governed_is_refused() {
     let others = other.udp("0.0.0.0:0");
     // One workload's socket in another's hands: it would be attributed to the wrong one.
     other.tell(&format!("give_socket {others}"));
-    let fds = crate::host::receive_fds(other.socket().as_raw_fd()).unwrap();
+    let fds = crate::host::receive_fds(other.socket()).unwrap();
     other.answer().unwrap();
-    let socket = workload.hand("take_socket", &[fds[0].as_raw_fd()]).unwrap()[0].clone();
+    let socket = workload.hand("take_socket", &[fds[0].as_fd()]).unwrap()[0].clone();
     assert_eq!(
         workload.ask(&format!("sendto {socket} 192.0.2.53:53 question")),
         Err(EPERM)

@@ -67,7 +67,7 @@ async fn missing_credentials(shared: &Arc<Shared>) -> Result<Vec<String>, ErrorR
         for connection in agent.connections() {
             let Some(name) = connection.credential() else { continue };
             let id = policies::CredentialId { tenant: agent.id().tenant.clone(), name: name.clone() };
-            if !known.iter().any(|listing| listing.id == id && !listing.revoked) {
+            if !known.iter().any(|listing| listing.credential == id && listing.revoked_at.is_none()) {
                 let line = format!("{}: connection {} has no usable credential {id}; `sluice vault put {id}` adds it", agent.id(), connection.name());
                 advice.push(line);
             }

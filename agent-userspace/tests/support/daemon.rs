@@ -1,0 +1,131 @@
+//! The proxy process's `app::serve` in this test process, without a kernel side: the command line can talk to it.
+//! What the enforcer would do is done by the test through the same channels.
+//! INVARIANT: stopped and joined when dropped.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use agent_userspace::app::{Command, Event, Ready, StartError, WorkerParts, prepare, serve};
+use agent_userspace::config::{Paths, Snapshot};
+use agent_userspace::layers::{LayerReport, LayerState};
+use mitm_proxy::{Listeners, Origin, Origins, Workload};
+use policies::{AgentId, WorkloadId};
+use tokio::sync::{mpsc, oneshot};
+
+/// A running proxy process.
+pub struct Daemon {
+    /// To it, as the enforcer.
+    pub events: mpsc::Sender<Event>,
+    /// From it.
+    pub commands: mpsc::Receiver<Command>,
+    /// What it said when it was ready.
+    pub ready: Ready,
+    thread: Option<JoinHandle<Result<(), StartError>>>,
+}
+
+/// No connection is anybody's.
+struct Nobody;
+
+impl Origins for Nobody {
+    fn accepted(&self, _: BorrowedFd<'_>) -> Option<Origin> {
+        None
+    }
+
+    fn datagram(&self, _: SocketAddr) -> Option<Origin> {
+        None
+    }
+}
+
+/// Layers as a host without BPF LSM has them.
+pub fn layers() -> Vec<LayerReport> {
+    vec![
+        LayerReport { name: "connect".to_owned(), state: LayerState::Live, leaves_open: Vec::new() },
+        LayerReport { name: "lsm".to_owned(), state: LayerState::Absent, leaves_open: vec!["io_uring".to_owned()] },
+    ]
+}
+
+impl Daemon {
+    /// Starts, with everything below `governed` counting as an agent's.
+    pub fn start(paths: &Paths, governed: &str) -> Result<Daemon, StartError> {
+        let snapshot = Snapshot::read(paths).map_err(StartError::Configuration)?;
+        let prepared = prepare(paths, snapshot)?;
+        let socket = paths.control_socket();
+        let _ = std::fs::remove_file(&socket);
+        let control = UnixListener::bind(&socket).unwrap();
+        // As the enforcer does where a control group is configured.
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let tcp = || vec![TcpListener::bind("127.0.0.1:0").unwrap()];
+        let listeners = Listeners { tcp: tcp(), dns_tcp: tcp(), dns_udp: vec![UdpSocket::bind("127.0.0.1:0").unwrap()] };
+        let (events, incoming) = mpsc::channel(16);
+        let (outgoing, mut commands) = mpsc::channel(16);
+        let parts = WorkerParts {
+            prepared,
+            paths: paths.clone(),
+            listeners,
+            control,
+            origins: Arc::new(Nobody),
+            workloads: Vec::new(),
+            layers: layers(),
+            governed: governed.to_owned(),
+            events: incoming,
+            commands: outgoing,
+        };
+        let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let thread = std::thread::spawn(move || runtime().block_on(serve(parts)));
+        match commands.blocking_recv() {
+            Some(Command::Ready(ready)) => Ok(Daemon { events, commands, ready, thread: Some(thread) }),
+            Some(other) => panic!("{other:?} before it was ready"),
+            None => Err(thread.join().unwrap().expect_err("it ended without an error before it was ready")),
+        }
+    }
+
+    /// Asks whether a workload of this agent may start.
+    pub fn admit(&self, agent: &str, id: u64) -> Result<(), agent_userspace::app::AdmitRefused> {
+        let agent: AgentId = agent.parse().unwrap();
+        let cgroup = format!("/sluice/agents/{}.{}.{id}", agent.tenant, agent.name);
+        let workload = Workload { id: WorkloadId(id), agent, pid: None, exe: None, cgroup };
+        let (reply, answer) = oneshot::channel();
+        self.events.blocking_send(Event::Admit { workload, reply }).unwrap();
+        answer.blocking_recv().unwrap()
+    }
+
+    /// Reloads the configuration directory, as SIGHUP does.
+    pub fn reload(&self, paths: &Paths) -> Result<Ready, policies::Diagnostics> {
+        let snapshot = Snapshot::read(paths)?;
+        let (reply, answer) = oneshot::channel();
+        self.events.blocking_send(Event::Reload { snapshot, reply }).unwrap();
+        answer.blocking_recv().unwrap()
+    }
+
+    /// The next command to the enforcer.
+    pub fn command(&mut self) -> Command {
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        loop {
+            if let Ok(command) = self.commands.try_recv() {
+                return command;
+            }
+            assert!(std::time::Instant::now() < deadline, "no command came");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Stops it in good order.
+    pub fn stop(mut self) {
+        self.events.blocking_send(Event::Stop).unwrap();
+        self.thread.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.events.blocking_send(Event::Stop);
+            let _ = thread.join();
+        }
+    }
+}
