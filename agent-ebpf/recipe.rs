@@ -2,6 +2,12 @@
 //! On the path: before everything; the object that comes out is embedded in the daemon.
 //! INVARIANT: always from source, with the pinned compiler; RUSTC_BOOTSTRAP reaches this one child build and nothing else.
 
+#![allow(
+    unreachable_pub,
+    dead_code,
+    reason = "a module of two programs; each uses its part"
+)]
+
 use std::env;
 use std::ffi::OsString;
 use std::fmt;

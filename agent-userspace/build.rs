@@ -7,10 +7,6 @@ use std::process::ExitCode;
 use std::{env, fs, io};
 
 #[path = "../agent-ebpf/recipe.rs"]
-#[expect(
-    clippy::duplicate_mod,
-    reason = "compiled into this script and into xtask, which share no crate"
-)]
 mod recipe;
 
 fn main() -> ExitCode {

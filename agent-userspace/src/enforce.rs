@@ -253,6 +253,12 @@ impl Enforcement {
         self.tree.agents()
     }
 
+    /// The same as `/proc/<pid>/cgroup` shows it, `/sluice/agents`: a process whose line begins with this (and `/`) is governed.
+    #[must_use]
+    pub fn governed(&self) -> &str {
+        self.tree.governed()
+    }
+
     /// Descriptors for the proxy process.
     pub fn map_fds(&self) -> Result<MapFds, EnforceError> {
         let clone = |map: &'static str, data: &aya::maps::MapData| {

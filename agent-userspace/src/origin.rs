@@ -10,7 +10,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use agent_abi::{FAMILY_V4, FAMILY_V6, FlowKey, PROTOCOL_UDP};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
@@ -21,6 +21,8 @@ use crate::enforce::object::{address, ip};
 
 /// `SO_NETNS_COOKIE`, Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+/// Linux 6.5.
+const SO_PEERPIDFD: libc::c_int = 77;
 
 /// Origins as the kernel side wrote them down, read through two inherited map descriptors.
 #[derive(Debug)]
@@ -62,6 +64,30 @@ impl Origins for KernelOrigins {
         };
         understand(&lookup(self.flows.as_fd(), &key)?)
     }
+}
+
+/// A handle on the process at the other end of a connected Unix socket (`SO_PEERPIDFD`), which no reuse of its pid can change.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 6.5; whatever else getsockopt(2) says.
+pub fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut fd: libc::c_int = -1;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `fd` has `length` bytes and both live across the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us (close-on-exec).
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn understand(kept: &agent_abi::Origin) -> Option<Origin> {

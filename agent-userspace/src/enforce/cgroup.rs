@@ -21,6 +21,7 @@ pub(super) struct Tree {
     agents: PathBuf,
     proxy: PathBuf,
     agents_level: u32,
+    governed: String,
 }
 
 /// A workload's directory, as it was found.
@@ -41,7 +42,8 @@ impl Tree {
             agents: base.join("agents"),
             proxy: base.join("proxy"),
             // The root is level 0: a directory right under it is level 1, and `agents` one below that.
-            agents_level: mount.depth + 2,
+            agents_level: mount.depth() + 2,
+            governed: format!("{}/{instance}/agents", mount.root.trim_end_matches('/')),
             base,
         };
         for directory in [&tree.base, &tree.agents, &tree.proxy] {
@@ -52,6 +54,11 @@ impl Tree {
 
     pub(super) fn agents(&self) -> &Path {
         &self.agents
+    }
+
+    /// The directory of all workloads as `/proc/<pid>/cgroup` shows it to this process.
+    pub(super) fn governed(&self) -> &str {
+        &self.governed
     }
 
     pub(super) fn proxy(&self) -> &Path {

@@ -19,8 +19,15 @@ const CGROUP: &str = "/sys/fs/cgroup";
 pub(super) struct Cgroup2 {
     /// Where it is mounted.
     pub(super) point: PathBuf,
+    /// The directory of the hierarchy that is mounted there, `/`.
+    pub(super) root: String,
+}
+
+impl Cgroup2 {
     /// How far below the hierarchy's root the mount begins.
-    pub(super) depth: u32,
+    pub(super) fn depth(&self) -> u32 {
+        self.root.split('/').filter(|part| !part.is_empty()).count() as u32
+    }
 }
 
 /// The cgroup v2 hierarchy, mounted if need be.
@@ -98,13 +105,9 @@ fn find_cgroup2(mountinfo: &str) -> Option<Cgroup2> {
     mounts
         .map(|mount| Cgroup2 {
             point: mount.point,
-            depth: mount
-                .root
-                .split('/')
-                .filter(|part| !part.is_empty())
-                .count() as u32,
+            root: mount.root,
         })
-        .min_by_key(|found| found.depth)
+        .min_by_key(Cgroup2::depth)
 }
 
 struct Mount {
@@ -143,17 +146,13 @@ mod tests {
 25 1 0:22 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
 26 1 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
         let found = find_cgroup2(text);
-        assert_eq!(
-            found,
-            Some(Cgroup2 {
-                point: "/sys/fs/cgroup/unified".into(),
-                depth: 0
-            })
-        );
-        assert_eq!(
-            find_cgroup2("24 1 0:21 /a/b /mnt rw - cgroup2 none rw").map(|found| found.depth),
-            Some(2)
-        );
+        let whole = Cgroup2 {
+            point: "/sys/fs/cgroup/unified".into(),
+            root: "/".into(),
+        };
+        assert_eq!(found, Some(whole));
+        let part = find_cgroup2("24 1 0:21 /a/b /mnt rw - cgroup2 none rw");
+        assert_eq!(part.map(|found| found.depth()), Some(2));
         assert_eq!(find_cgroup2("26 1 0:23 / /sys rw - sysfs none rw"), None);
     }
 }

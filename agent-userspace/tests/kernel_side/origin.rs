@@ -101,11 +101,7 @@ fn origins_are_readable_without_any_privilege() {
         "no CAP_NET_RAW is left"
     );
     let maps = host.enforcement().map_fds().unwrap();
-    let fds = [
-        maps.accepted.as_fd(),
-        maps.flows.as_fd(),
-        stream.as_fd(),
-    ];
+    let fds = [maps.accepted.as_fd(), maps.flows.as_fd(), stream.as_fd()];
     assert_eq!(
         reader.hand("origin", &fds),
         Ok(vec![id.to_string(), "198.18.3.3:443".to_owned()])
@@ -255,10 +251,7 @@ fn questions_over_tcp_reach_the_resolver() {
     let (mut workload, id) = host.workload();
     workload.connect("192.0.2.53:53").unwrap();
     let stream = accept_any(&host.dns_tcp);
-    let origin = mitm_proxy::Origins::accepted(
-        host.origins.as_ref().unwrap(),
-        stream.as_fd(),
-    );
+    let origin = mitm_proxy::Origins::accepted(host.origins.as_ref().unwrap(), stream.as_fd());
     let origin = origin.unwrap();
     assert_eq!(
         (origin.workload, origin.destination),

@@ -149,6 +149,7 @@ struct Limbs {
 impl Limbs {
     fn act(&mut self, words: &[&str]) -> io::Result<String> {
         match words {
+            ["greet"] => Ok(String::new()),
             ["connect", to] => self.connect(to, None),
             ["connect", to, "device", device] => self.connect(to, Some(device)),
             ["burst", count, to] => burst(count.parse().unwrap(), to),
@@ -208,7 +209,10 @@ impl Limbs {
             }
             ["new_netns"] => {
                 // Sockets are made by this thread only.
-                #[expect(deprecated, reason = "its unsafe successor guards descriptor tables, which are not unshared here")]
+                #[expect(
+                    deprecated,
+                    reason = "its unsafe successor guards descriptor tables, which are not unshared here"
+                )]
                 rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)?;
                 Ok(String::new())
             }
@@ -222,7 +226,8 @@ impl Limbs {
             }
             ["take_socket"] => self.take_socket(),
             ["give_socket", index] => {
-                super::host::send_fds(rustix::stdio::stdin(), &[self.socket(index).as_fd()]).map(|()| String::new())
+                super::host::send_fds(rustix::stdio::stdin(), &[self.socket(index).as_fd()])
+                    .map(|()| String::new())
             }
             ["listeners", cgroup] => super::host::give_listeners(Path::new(cgroup)),
             ["origin"] => super::host::read_origins(),
@@ -299,11 +304,15 @@ fn receive(socket: &Socket) -> io::Result<String> {
     let socket = UdpSocket::from(socket.try_clone()?);
     let mut bytes = [0; 64];
     let (count, from) = socket.recv_from(&mut bytes)?;
-    Ok(format!("{from} {}", String::from_utf8_lossy(&bytes[..count])))
+    Ok(format!(
+        "{from} {}",
+        String::from_utf8_lossy(&bytes[..count])
+    ))
 }
 
 fn raw_socket(family: &str, kind: &str, protocol: &str) -> io::Result<OwnedFd> {
-    let [family, kind, protocol] = [family, kind, protocol].map(|number| number.parse::<u32>().unwrap());
+    let [family, kind, protocol] =
+        [family, kind, protocol].map(|number| number.parse::<u32>().unwrap());
     Ok(rustix::net::socket(
         AddressFamily::from_raw(family as u16),
         SocketType::from_raw(kind),

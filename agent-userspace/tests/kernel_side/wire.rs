@@ -24,7 +24,10 @@ fn binding_to_a_device_puts_no_loopback_packet_on_the_wire() {
 
     // The control: 127.0.0.1 through the device is a packet on the wire.
     let _timed_out = outsider.ask(&format!("connect 127.0.0.1:{proxy} device wire0"));
-    assert!(wire.saw(|packet| is_tcp4(packet, Ipv4Addr::LOCALHOST, proxy)), "the detector works");
+    assert!(
+        wire.saw(|packet| is_tcp4(packet, Ipv4Addr::LOCALHOST, proxy)),
+        "the detector works"
+    );
     drop(outsider);
     wire.clear();
 
@@ -33,7 +36,10 @@ fn binding_to_a_device_puts_no_loopback_packet_on_the_wire() {
     let socket = workload.udp("0.0.0.0:0");
     workload.ask(&format!("device {socket} wire0")).unwrap();
     let _refused = workload.ask(&format!("sendto {socket} 192.0.2.53:53 leak"));
-    assert!(!wire.saw(|packet| packet.first().is_some_and(|first| first >> 4 == 4)), "nothing leaves");
+    assert!(
+        !wire.saw(|packet| packet.first().is_some_and(|first| first >> 4 == 4)),
+        "nothing leaves"
+    );
     assert!(host.refusals(RefusalKind::Packet) > 0);
 }
 
@@ -47,16 +53,26 @@ fn a_routing_header_leads_no_packet_past_the_proxy() {
 
     // The control: the first hop of the header is where the packet goes, whatever sendto() said.
     let socket = outsider.udp("[::]:0");
-    outsider.ask(&format!("routing_header {socket} {through}")).unwrap();
+    outsider
+        .ask(&format!("routing_header {socket} {through}"))
+        .unwrap();
     let _sent = outsider.ask(&format!("sendto {socket} [2001:db8:66::1]:53 control"));
-    assert!(wire.saw(|packet| is_to6(packet, through)), "the detector works");
+    assert!(
+        wire.saw(|packet| is_to6(packet, through)),
+        "the detector works"
+    );
     drop(outsider);
     wire.clear();
 
     let socket = workload.udp("[::]:0");
-    workload.ask(&format!("routing_header {socket} {through}")).unwrap();
+    workload
+        .ask(&format!("routing_header {socket} {through}"))
+        .unwrap();
     let _refused = workload.ask(&format!("sendto {socket} [2001:db8::53]:53 leak"));
-    assert!(!wire.saw(|packet| is_to6(packet, through)), "nothing leaves");
+    assert!(
+        !wire.saw(|packet| is_to6(packet, through)),
+        "nothing leaves"
+    );
     assert!(host.refusals(RefusalKind::Packet) > 0);
 }
 
@@ -70,7 +86,10 @@ fn nothing_reaches_the_wire_by_ordinary_means() {
 
     // The control.
     let _timed_out = outsider.ask(&format!("connect {asked}:443"));
-    assert!(wire.saw(|packet| is_tcp4(packet, asked, 443)), "the detector works");
+    assert!(
+        wire.saw(|packet| is_tcp4(packet, asked, 443)),
+        "the detector works"
+    );
     drop(outsider);
     wire.clear();
 
@@ -85,7 +104,10 @@ fn nothing_reaches_the_wire_by_ordinary_means() {
     ] {
         assert!(workload.ask(&command).is_err(), "{command}");
     }
-    assert!(!wire.saw(|packet| packet.first().is_some_and(|first| first >> 4 == 4)), "nothing leaves");
+    assert!(
+        !wire.saw(|packet| packet.first().is_some_and(|first| first >> 4 == 4)),
+        "nothing leaves"
+    );
 }
 
 /// A network namespace for this thread, with `lo` and a TUN device that everything else is routed to.
@@ -96,10 +118,17 @@ struct Wire {
 impl Wire {
     /// Must come before anything that the test starts: processes inherit the namespace of this thread.
     fn make() -> Wire {
-        #[expect(deprecated, reason = "its unsafe successor guards descriptor tables, which are not unshared here")]
+        #[expect(
+            deprecated,
+            reason = "its unsafe successor guards descriptor tables, which are not unshared here"
+        )]
         rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
         interface_up("lo").unwrap();
-        let tun = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        let tun = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .unwrap();
         let mut request = request("wire0");
         request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes one `ifreq`.
@@ -246,5 +275,9 @@ fn inet(addr: Ipv4Addr) -> libc::sockaddr {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
