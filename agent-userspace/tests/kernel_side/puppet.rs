@@ -48,10 +48,13 @@ impl Puppet {
             command.env(CGROUP, cgroup);
         }
         let child = command.spawn().unwrap();
-        Puppet {
+        let mut puppet = Puppet {
             child,
             strings: BufReader::new(ours),
-        }
+        };
+        // An answer means that it is in its cgroup.
+        puppet.ask("greet").unwrap();
+        puppet
     }
 
     /// Sends one command and waits for its answer.
