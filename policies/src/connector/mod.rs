@@ -1,139 +1,197 @@
-//! Connectors: what a vendor's API looks like, as data.
-#![allow(dead_code)]
-#![expect(clippy::todo, reason = "signatures first")]
+//! Connectors: what a vendor's API looks like, as data: hosts, where the credential goes, capabilities, examples.
+//! Loaded with a bundle; the catalogue asks them what a request is.
+//! INVARIANT: a `Connector` maps each request to one capability or refuses it; which one never depends on file order.
 
+mod capability;
+mod compile;
+mod condition;
+mod example;
+mod fields;
+mod file;
+mod json;
+mod param;
+mod path;
+mod request;
+mod route;
+mod shipped;
+
+pub use capability::Capability;
+pub use example::ExampleResult;
+pub(crate) use file::{OneOrMany, RawAuth};
+pub use param::{Param, ParamKind};
+pub(crate) use request::Request;
+pub(crate) use route::Mapped;
+
+use crate::diagnostic::Place;
 use crate::{
-    Auth, CapabilityId, CapabilityName, ConnectorId, Diagnostics, HostPattern, Risk, Source,
+    Auth, CapabilityName, ConnectorId, Diagnostics, Endpoint, HostPattern, Refused, RequestView,
+    Source, Strip,
 };
-use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
-/// A vendor's API: hosts, where the credential goes, capabilities.
+/// A vendor's API.
 #[derive(Debug, Clone)]
 pub struct Connector {
     id: ConnectorId,
     docs: String,
+    notes: String,
     hosts: Vec<HostPattern>,
+    require_hosts: bool,
+    default_host: Option<HostPattern>,
+    auth: Auth,
+    auth_by_host: Vec<(HostPattern, Auth)>,
+    settable_auth: bool,
+    strip: Vec<Strip>,
     capabilities: Vec<Capability>,
+    routes: route::Routes,
+    place: Place,
 }
 
 impl Connector {
-    /// Reads one connector file.
-    pub fn parse(_source: &Source) -> Result<Connector, Diagnostics> {
-        todo!()
+    /// Reads one connector file; every problem that is found is reported, with its place.
+    pub fn parse(source: &Source) -> Result<Connector, Diagnostics> {
+        compile::connector(source.toml()?, source)
     }
-    /// The connectors that come with Sluice.
-    pub fn shipped() -> Result<Vec<Connector>, Diagnostics> {
-        todo!()
+
+    /// The connectors that come with Sluice. They are compiled in, read once, and loaded by this crate's tests.
+    pub fn shipped() -> Result<Vec<Arc<Connector>>, Diagnostics> {
+        static SHIPPED: LazyLock<Result<Vec<Arc<Connector>>, Diagnostics>> = LazyLock::new(|| {
+            shipped::sources()
+                .iter()
+                .map(|source| Connector::parse(source).map(Arc::new))
+                .collect()
+        });
+        SHIPPED.clone()
     }
+
+    /// The files of the shipped connectors, as they are compiled in.
+    pub fn shipped_sources() -> Vec<Source> {
+        shipped::sources()
+    }
+
+    /// The JSON Schema of connector files.
+    pub fn schema() -> &'static str {
+        shipped::SCHEMA
+    }
+
     /// Its id.
     pub fn id(&self) -> &ConnectorId {
         &self.id
     }
+
     /// The vendor's documentation.
     pub fn docs(&self) -> &str {
         &self.docs
     }
-    /// The hosts it names; empty where each connection must name its own.
+
+    /// What an operator should know before using it; may be empty.
+    pub fn notes(&self) -> &str {
+        &self.notes
+    }
+
+    /// The hosts it is for; empty where each connection names its own.
     pub fn hosts(&self) -> &[HostPattern] {
         &self.hosts
     }
+
+    /// Whether connections must name their hosts themselves.
+    pub fn require_hosts(&self) -> bool {
+        self.require_hosts
+    }
+
+    /// Where the credential goes.
+    pub fn auth(&self) -> &Auth {
+        &self.auth
+    }
+
+    /// What the agent sends in these places is removed.
+    pub fn strip(&self) -> &[Strip] {
+        &self.strip
+    }
+
     /// Its capabilities, in file order.
     pub fn capabilities(&self) -> &[Capability] {
         &self.capabilities
     }
+
     /// One capability.
-    pub fn capability(&self, _name: &CapabilityName) -> Option<&Capability> {
-        todo!()
+    pub fn capability(&self, name: &CapabilityName) -> Option<&Capability> {
+        self.capabilities
+            .iter()
+            .find(|capability| capability.id().name == *name)
     }
-    /// Runs every example of the file.
+
+    /// Runs every example of the file, in file order.
     pub fn test(&self) -> Vec<ExampleResult> {
-        todo!()
+        let run = |capability: &Capability| -> Vec<ExampleResult> {
+            capability
+                .examples
+                .iter()
+                .map(|example| example.run(self, capability))
+                .collect()
+        };
+        self.capabilities.iter().flat_map(run).collect()
     }
-}
 
-/// A named operation.
-#[derive(Debug, Clone)]
-pub struct Capability {
-    id: CapabilityId,
-    risks: Vec<Risk>,
-    params: BTreeMap<String, Param>,
-}
-
-impl Capability {
-    /// `stripe/refunds.create`.
-    pub fn id(&self) -> &CapabilityId {
-        &self.id
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
-    /// Its risk classes, the main one first; never empty.
-    pub fn risks(&self) -> &[Risk] {
-        &self.risks
+
+    /// Whether connections may set `auth`.
+    pub(crate) fn settable_auth(&self) -> bool {
+        self.settable_auth
     }
-    /// Its params, by name; a name is `[a-z_][a-z0-9_]*`.
-    pub fn params(&self) -> &BTreeMap<String, Param> {
-        &self.params
+
+    /// Where the credential goes on this host.
+    pub(crate) fn auth_at(&self, at: &Endpoint) -> &Auth {
+        let special = self.auth_by_host.iter().find(|(host, _)| host.matches(at));
+        special.map_or(&self.auth, |(_, auth)| auth)
     }
-}
 
-/// A param: a typed fact of a call that policies may look at.
-#[derive(Debug, Clone)]
-pub struct Param {
-    kind: ParamKind,
-    required: bool,
-}
-
-impl Param {
-    /// Its type.
-    pub fn kind(&self) -> ParamKind {
-        self.kind
+    /// Whether some capability is for this host.
+    pub(crate) fn serves(&self, host: &HostPattern) -> bool {
+        let matchers = self
+            .capabilities
+            .iter()
+            .flat_map(|capability| &capability.matchers);
+        matchers
+            .into_iter()
+            .any(|matcher| matcher.host.as_ref().is_none_or(|own| own.overlaps(host)))
     }
-    /// Whether every call has it (path params always are).
-    pub fn required(&self) -> bool {
-        self.required
+
+    /// The bytes of body that are needed to map this request; `None` where the head is enough or refuses it anyway.
+    pub(crate) fn body_limit(&self, at: &Endpoint, head: &RequestView<'_>) -> Option<usize> {
+        let request = Request::head(head).ok()?;
+        let (candidates, _) =
+            self.routes
+                .candidates(&self.capabilities, at, request.method, request.path);
+        route::body_limit(&candidates)
     }
-}
 
-/// The type of a param.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ParamKind {
-    /// true or false.
-    Boolean,
-    /// A whole number of 64 bits.
-    Integer,
-    /// A list of texts (numbers in it are written as text).
-    List,
-    /// Text.
-    String,
-}
-
-/// What came of one example.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct ExampleResult {
-    /// The capability the example belongs to.
-    pub capability: CapabilityId,
-    /// The example's request in one line.
-    pub request: String,
-    /// Whether the request must be this capability, or must not.
-    pub hit: bool,
-    /// What went otherwise than told; `None` where all was as told.
-    pub failure: Option<String>,
-}
-
-/// One value or a list of them.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct OneOrMany<T>(pub(crate) Vec<T>);
-
-/// The `auth` table of a file.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RawAuth {
-    kind: String,
-}
-
-impl RawAuth {
-    pub(crate) fn kind(&self) -> Result<Auth, String> {
-        todo!()
+    /// What this request is. Reads its body if a candidate needs it.
+    pub(crate) fn map<'c>(
+        &'c self,
+        at: &Endpoint,
+        request: &mut Request<'c>,
+    ) -> Result<Mapped<'c>, Refused> {
+        let (candidates, near) =
+            self.routes
+                .candidates(&self.capabilities, at, request.method, request.path);
+        if candidates.is_empty() {
+            return Err(Refused::unmapped(match near.first() {
+                Some(near) => format!(
+                    "no capability of {} is {} here; the path is known for {}",
+                    self.id,
+                    request.method,
+                    near.id()
+                ),
+                None => format!("no capability of {} has this path", self.id),
+            }));
+        }
+        if route::body_limit(&candidates).is_some() && matches!(request.body, request::Body::Unread)
+        {
+            request.read_body()?;
+        }
+        route::choose(candidates, request)
     }
 }
