@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::stage::{GITHUB_TOKEN, PLACEHOLDER, SLACK_TOKEN, STRIPE_KEY};
+use super::stage::{GIT_AUTHORIZATION, GITHUB_TOKEN, PLACEHOLDER, SLACK_TOKEN, STRIPE_KEY};
 use super::{Stage, Transcript, wants};
 use crate::instance::PATIENCE;
 use crate::output::{self, Output};
@@ -67,11 +67,7 @@ pub(super) fn run(stage: &Stage, told: &mut Transcript, venv: &Path) {
     told.line("git clones a private repository over smart HTTP", || {
         let clone = "cd \"$HOME\" && rm -rf site && git clone -q https://github.com/acme/site.git && cat site/index.html";
         let output = wants(stage.run(&["sh", "-c", clone])?.ok()?, "<h1>Acme</h1>")?;
-        let seen = stage.upstream.received("POST", "/acme/site.git/git-upload-pack");
-        let authorization = seen.first().context("no fetch arrived")?.header("authorization").to_owned();
-        if !authorization.starts_with("Basic ") || authorization.contains(PLACEHOLDER) {
-            bail!("GitHub saw {authorization:?}");
-        }
+        arrived_with(stage, "POST", "/acme/site.git/git-upload-pack", GIT_AUTHORIZATION)?;
         Ok(output.stdout)
     });
     told.line(

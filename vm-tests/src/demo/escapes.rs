@@ -67,11 +67,11 @@ pub(super) fn run(stage: &Stage, told: &mut Transcript, venv: &Path) {
     });
 }
 
-/// The client got a problem document of this name.
+/// The client got a problem document of this name; its status is curl's last line.
 fn refused(output: Output, reason: &str) -> Result<String> {
-    let body = output.stdout.lines().next().unwrap_or_default().to_owned();
+    let body = output.stdout.rsplit_once('\n').map_or("", |(body, _)| body);
     let problem: Value =
-        serde_json::from_str(&body).with_context(|| format!("no problem document: {output}"))?;
+        serde_json::from_str(body).with_context(|| format!("no problem document: {output}"))?;
     if problem.pointer("/reason").and_then(Value::as_str) != Some(reason) {
         bail!("not {reason}: {problem}");
     }

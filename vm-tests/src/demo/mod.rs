@@ -12,7 +12,7 @@ mod transcript;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::leftovers;
 use crate::output::Output;
@@ -28,6 +28,9 @@ pub fn run(venv: &Path, keep: bool) -> Result<bool> {
     if !rustix::process::geteuid().is_root() {
         bail!("the demonstration starts a daemon that loads eBPF programs: it must be root");
     }
+    let venv = &venv
+        .canonicalize()
+        .with_context(|| format!("{} is not there", venv.display()))?;
     let removed = leftovers::clean();
     let mut stage = Stage::set("4s")?;
     if keep {

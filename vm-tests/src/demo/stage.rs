@@ -21,6 +21,9 @@ pub const STRIPE_KEY: &str = "sk_live_demo_4eC39HqLyjWDarjtT1zdp7dc";
 pub const SLACK_TOKEN: &str = "xoxb-demo-7394-kq2vUeTzGmDgYwRb";
 /// The same for GitHub.
 pub const GITHUB_TOKEN: &str = "ghp_demo9aXv2LqT7sWc4NfKe1RyUo5BzM0Hd";
+/// `x-access-token:` and that token, as git's Basic authorization.
+pub const GIT_AUTHORIZATION: &str =
+    "Basic eC1hY2Nlc3MtdG9rZW46Z2hwX2RlbW85YVh2MkxxVDdzV2M0TmZLZTFSeVVvNUJ6TTBIZA==";
 /// What the agent holds instead: SDKs refuse to start without a key.
 pub const PLACEHOLDER: &str = "placeholder-for-sluice";
 
@@ -37,12 +40,20 @@ credential = "stripe-live"
 [[connections]]
 name = "slack"
 connector = "slack"
+hosts = ["slack.com"]
 credential = "slack-bot"
 
 [[connections]]
 name = "github"
 connector = "github"
+hosts = ["api.github.com"]
 credential = "github-token"
+
+[[connections]]
+name = "git"
+connector = "github"
+hosts = ["github.com"]
+credential = "github-git"
 "#;
 
 const POLICY: &str = r#"// Refunds over 50.00 need a person of finance.
@@ -114,6 +125,8 @@ impl Stage {
             ("acme/stripe-live", STRIPE_KEY.to_owned()),
             ("acme/slack-bot", SLACK_TOKEN.to_owned()),
             ("acme/github-token", GITHUB_TOKEN.to_owned()),
+            // git wants Basic.
+            ("acme/github-git", format!("x-access-token:{GITHUB_TOKEN}")),
         ] {
             self.instance.tell(&["vault", "put", id], &secret)?;
         }
