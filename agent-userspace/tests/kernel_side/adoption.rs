@@ -166,7 +166,10 @@ fn pins_of_another_version_are_removed_only_without_workloads() {
     let base = PathBuf::from("/sys/fs/bpf").join(host.settings.instance.as_str());
     fs::create_dir(base.join("v0")).unwrap();
     let refused = Enforcement::start(&host.settings).unwrap_err();
-    assert!(matches!(refused, EnforceError::OtherVersion { .. }), "{refused}");
+    assert!(
+        matches!(refused, EnforceError::OtherVersion { .. }),
+        "{refused}"
+    );
     drop(workload);
     host.adopt();
     assert!(!base.join("v0").exists());

@@ -23,11 +23,11 @@ use rustix::net::{
 
 use crate::puppet::Puppet;
 
-pub const EPERM: i32 = libc::EPERM;
-pub const ECONNREFUSED: i32 = libc::ECONNREFUSED;
+pub(crate) const EPERM: i32 = libc::EPERM;
+pub(crate) const ECONNREFUSED: i32 = libc::ECONNREFUSED;
 
 /// The instance in force, and the proxy's side of it.
-pub struct Host {
+pub(crate) struct Host {
     pub settings: Settings,
     enforcement: Option<Enforcement>,
     pub tcp: Vec<TcpListener>,
@@ -39,14 +39,14 @@ pub struct Host {
 
 impl Host {
     /// Starts an instance and publishes its ports.
-    pub fn start() -> Host {
+    pub(crate) fn start() -> Host {
         let mut host = Host::start_unpublished();
         host.open();
         host
     }
 
     /// Starts an instance that denies everything: no port is published.
-    pub fn start_unpublished() -> Host {
+    pub(crate) fn start_unpublished() -> Host {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let settings = Settings {
@@ -71,7 +71,7 @@ impl Host {
     }
 
     /// Opens the listeners as the daemon does, and publishes them.
-    pub fn open(&mut self) {
+    pub(crate) fn open(&mut self) {
         let cgroup = self.enforcement().proxy_cgroup().display().to_string();
         let mut opener = Puppet::start(None);
         opener.tell(&format!("listeners {cgroup}"));
@@ -91,17 +91,17 @@ impl Host {
         self.enforcement().publish(ports).unwrap();
     }
 
-    pub fn enforcement(&mut self) -> &mut Enforcement {
+    pub(crate) fn enforcement(&mut self) -> &mut Enforcement {
         self.enforcement.as_mut().unwrap()
     }
 
     /// The enforcement itself, to be stopped; the test starts the next one with [`Host::adopt`], or leaves.
-    pub fn take(&mut self) -> Enforcement {
+    pub(crate) fn take(&mut self) -> Enforcement {
         self.enforcement.take().unwrap()
     }
 
     /// The daemon dies: its descriptors are closed, what it pinned stays.
-    pub fn die(&mut self) {
+    pub(crate) fn die(&mut self) {
         self.enforcement = None;
         self.origins = None;
         self.tcp.clear();
@@ -110,34 +110,34 @@ impl Host {
     }
 
     /// The next daemon of this instance takes over; its ports are not published yet.
-    pub fn adopt(&mut self) {
+    pub(crate) fn adopt(&mut self) {
         self.enforcement = Some(Enforcement::start(&self.settings).unwrap());
     }
 
-    pub fn admit(&mut self, agent: &str) -> Admitted {
+    pub(crate) fn admit(&mut self, agent: &str) -> Admitted {
         self.enforcement().admit(&agent.parse().unwrap()).unwrap()
     }
 
     /// A process in a workload of its own.
-    pub fn workload(&mut self) -> (Puppet, WorkloadId) {
+    pub(crate) fn workload(&mut self) -> (Puppet, WorkloadId) {
         let admitted = self.admit("acme/support");
         (Puppet::start(Some(&admitted.path)), admitted.id)
     }
 
     /// The next accepted connection and its origin.
-    pub fn accept(&self) -> (TcpStream, Option<Origin>) {
+    pub(crate) fn accept(&self) -> (TcpStream, Option<Origin>) {
         let stream = accept_any(&self.tcp);
         let origin = self.origins.as_ref().unwrap().accepted(stream.as_fd());
         (stream, origin)
     }
 
     /// How often this kind of refusal was counted.
-    pub fn refusals(&mut self, kind: RefusalKind) -> u64 {
+    pub(crate) fn refusals(&mut self, kind: RefusalKind) -> u64 {
         let counts = self.enforcement().refusals().unwrap();
         counts.iter().find(|(found, _)| *found == kind).unwrap().1
     }
 
-    pub fn is_full(&mut self) -> bool {
+    pub(crate) fn is_full(&mut self) -> bool {
         self.enforcement().mode() == Mode::Full
     }
 }
@@ -189,7 +189,7 @@ fn kill_all(agents: &Path) {
 }
 
 /// Accepts from whichever listener has a connection.
-pub fn accept_any(listeners: &[TcpListener]) -> TcpStream {
+pub(crate) fn accept_any(listeners: &[TcpListener]) -> TcpStream {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         for listener in listeners {
@@ -205,7 +205,7 @@ pub fn accept_any(listeners: &[TcpListener]) -> TcpStream {
 }
 
 /// Receives from whichever socket has a datagram: the text, its sender, and the socket's index.
-pub fn receive_any(sockets: &[UdpSocket]) -> (String, SocketAddr, usize) {
+pub(crate) fn receive_any(sockets: &[UdpSocket]) -> (String, SocketAddr, usize) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut bytes = [0; 512];
     loop {
@@ -224,7 +224,7 @@ pub fn receive_any(sockets: &[UdpSocket]) -> (String, SocketAddr, usize) {
 }
 
 /// In a puppet: opens the listeners inside the proxy's cgroup and hands them over.
-pub fn give_listeners(cgroup: &Path) -> io::Result<String> {
+pub(crate) fn give_listeners(cgroup: &Path) -> io::Result<String> {
     let opened = listen::open(cgroup, listen::Want::default()).map_err(io::Error::other)?;
     let mut fds: Vec<BorrowedFd<'_>> = opened.tcp.iter().map(AsFd::as_fd).collect();
     fds.extend(opened.dns_tcp.iter().map(AsFd::as_fd));
@@ -234,7 +234,7 @@ pub fn give_listeners(cgroup: &Path) -> io::Result<String> {
 }
 
 /// In a puppet: takes two map descriptors and a connection, and says what it reads through them.
-pub fn read_origins() -> io::Result<String> {
+pub(crate) fn read_origins() -> io::Result<String> {
     say_ready()?;
     let [accepted, flows, stream] = receive_fds(rustix::stdio::stdin())?
         .try_into()
@@ -247,13 +247,13 @@ pub fn read_origins() -> io::Result<String> {
 }
 
 /// In a puppet: the next bytes may carry descriptors now (a line reader would have thrown them away).
-pub fn say_ready() -> io::Result<()> {
+pub(crate) fn say_ready() -> io::Result<()> {
     rustix::io::write(rustix::stdio::stdin(), b"ok ready\n")?;
     Ok(())
 }
 
 /// Sends descriptors over a Unix socket.
-pub fn send_fds(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) fn send_fds(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
@@ -267,7 +267,7 @@ pub fn send_fds(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()
 }
 
 /// Receives descriptors on a Unix socket.
-pub fn receive_fds(socket: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+pub(crate) fn receive_fds(socket: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     // One byte: what follows on the stream is the next line.
@@ -288,6 +288,6 @@ pub fn receive_fds(socket: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
 }
 
 /// An address of the synthetic IPv6 pool.
-pub fn pool6(last: u16) -> Ipv6Addr {
+pub(crate) fn pool6(last: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd53, 0x6c75, 0x6963, 0x65, 0, 0, 0, last)
 }

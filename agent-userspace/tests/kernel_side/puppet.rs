@@ -20,17 +20,17 @@ const CGROUP: &str = "SLUICE_TEST_CGROUP";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The test's end of a puppet.
-pub struct Puppet {
+pub(crate) struct Puppet {
     child: Child,
     strings: BufReader<UnixStream>,
 }
 
 /// What a puppet answers: words, or an errno.
-pub type Answer = Result<Vec<String>, i32>;
+pub(crate) type Answer = Result<Vec<String>, i32>;
 
 impl Puppet {
     /// Starts a process in a cgroup; in the test's own one where none is given.
-    pub fn start(cgroup: Option<&Path>) -> Puppet {
+    pub(crate) fn start(cgroup: Option<&Path>) -> Puppet {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE * 3)).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -58,18 +58,18 @@ impl Puppet {
     }
 
     /// Sends one command and waits for its answer.
-    pub fn ask(&mut self, command: &str) -> Answer {
+    pub(crate) fn ask(&mut self, command: &str) -> Answer {
         self.tell(command);
         self.answer()
     }
 
     /// Sends one command; [`Puppet::answer`] is still owed.
-    pub fn tell(&mut self, command: &str) {
+    pub(crate) fn tell(&mut self, command: &str) {
         writeln!(self.strings.get_mut(), "{command}").unwrap();
     }
 
     /// Waits for the answer of an earlier [`Puppet::tell`].
-    pub fn answer(&mut self) -> Answer {
+    pub(crate) fn answer(&mut self) -> Answer {
         let mut line = String::new();
         self.strings
             .read_line(&mut line)
@@ -83,7 +83,7 @@ impl Puppet {
     }
 
     /// Connects by TCP: socket number, own address, peer as the workload sees it.
-    pub fn connect(&mut self, to: &str) -> Result<(usize, SocketAddr, SocketAddr), i32> {
+    pub(crate) fn connect(&mut self, to: &str) -> Result<(usize, SocketAddr, SocketAddr), i32> {
         let words = self.ask(&format!("connect {to}"))?;
         Ok((
             words[0].parse().unwrap(),
@@ -93,25 +93,25 @@ impl Puppet {
     }
 
     /// A UDP socket bound to an address: its number.
-    pub fn udp(&mut self, at: &str) -> usize {
+    pub(crate) fn udp(&mut self, at: &str) -> usize {
         self.ask(&format!("udp {at}")).unwrap()[0].parse().unwrap()
     }
 
     /// A TCP server on an address: its number and port.
-    pub fn listen(&mut self, at: &str) -> (usize, u16) {
+    pub(crate) fn listen(&mut self, at: &str) -> (usize, u16) {
         let words = self.ask(&format!("listen {at}")).unwrap();
         (words[0].parse().unwrap(), words[1].parse().unwrap())
     }
 
     /// Sends one command and, when the puppet is ready for them, descriptors.
-    pub fn hand(&mut self, command: &str, fds: &[BorrowedFd<'_>]) -> Answer {
+    pub(crate) fn hand(&mut self, command: &str, fds: &[BorrowedFd<'_>]) -> Answer {
         assert_eq!(self.ask(command), Ok(vec!["ready".to_owned()]));
         super::host::send_fds(self.socket(), fds).unwrap();
         self.answer()
     }
 
     /// The socket that descriptors come through.
-    pub fn socket(&self) -> BorrowedFd<'_> {
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.strings.get_ref().as_fd()
     }
 }
@@ -124,7 +124,7 @@ impl Drop for Puppet {
 }
 
 /// The puppet's side: reads commands from standard input, which is a socket, and answers on it.
-pub fn obey() {
+pub(crate) fn obey() {
     if let Some(cgroup) = std::env::var_os(CGROUP) {
         fs::write(Path::new(&cgroup).join("cgroup.procs"), "0").unwrap();
     }
@@ -179,7 +179,7 @@ impl Limbs {
                 .bind_device(Some(name.as_bytes()))
                 .map(|()| String::new()),
             ["routing_header", index, through] => {
-                super::wire::routing_header(self.socket(index), through).map(|()| String::new())
+                super::net::routing_header(self.socket(index), through).map(|()| String::new())
             }
             ["send", index, text] => self
                 .socket(index)
@@ -219,7 +219,7 @@ impl Limbs {
                 rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)?;
                 Ok(String::new())
             }
-            ["loopback_up"] => super::wire::interface_up("lo").map(|()| String::new()),
+            ["loopback_up"] => super::net::interface_up("lo").map(|()| String::new()),
             ["setuid", uid] => {
                 let uid = rustix::thread::Uid::from_raw(uid.parse().unwrap());
                 rustix::thread::set_thread_groups(&[])?;
