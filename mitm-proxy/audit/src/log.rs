@@ -162,3 +162,6 @@ pub(crate) fn now() -> Timestamp {
         .unwrap_or_default();
     Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

@@ -326,3 +326,6 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,3 +120,6 @@ impl fmt::Debug for Scrubber {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

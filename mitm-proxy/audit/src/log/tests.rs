@@ -1,0 +1,376 @@
+//! A failing disk under the real database: every way it fails is an error that is told, and nothing is lost or half-written.
+//! The backend keeps its bytes in memory, so that "what is on disk" can be looked at after each failure.
+
+use std::io::{Error, ErrorKind};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use redb::{Builder, StorageBackend};
+
+use super::*;
+use crate::error::CommitFailure;
+use crate::facts::Outcome;
+use crate::record::{Kind, OutcomeName};
+
+/// How the disk behaves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Disk {
+    Healthy,
+    /// No write beyond the present length, and no growth: ENOSPC.
+    Full,
+    /// A write stores the first half of its bytes and then fails.
+    ShortWrite,
+    /// `fdatasync` fails; what was written may or may not stay.
+    SyncFails,
+    /// The nth write from now fails, the ones before it succeed.
+    FailsAfter(usize),
+}
+
+#[derive(Debug)]
+struct Platter {
+    bytes: Vec<u8>,
+    disk: Disk,
+}
+
+#[derive(Clone, Debug)]
+struct Backend(Arc<Mutex<Platter>>);
+
+impl Backend {
+    fn new() -> Backend {
+        Backend(Arc::new(Mutex::new(Platter {
+            bytes: Vec::new(),
+            disk: Disk::Healthy,
+        })))
+    }
+
+    fn set(&self, disk: Disk) {
+        self.0.lock().unwrap().disk = disk;
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> Result<u64, Error> {
+        Ok(self.0.lock().unwrap().bytes.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+        let platter = self.0.lock().unwrap();
+        let from = offset as usize;
+        let bytes = platter
+            .bytes
+            .get(from..from + out.len())
+            .ok_or(ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), Error> {
+        let mut platter = self.0.lock().unwrap();
+        if platter.disk != Disk::Healthy && len as usize > platter.bytes.len() {
+            return Err(ErrorKind::StorageFull.into());
+        }
+        platter.bytes.resize(len as usize, 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> Result<(), Error> {
+        match self.0.lock().unwrap().disk {
+            Disk::SyncFails => Err(Error::other("fdatasync")),
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        let mut platter = self.0.lock().unwrap();
+        let stored = match platter.disk {
+            Disk::Healthy | Disk::SyncFails => data.len(),
+            Disk::Full => 0,
+            Disk::ShortWrite => data.len() / 2,
+            Disk::FailsAfter(0) => 0,
+            Disk::FailsAfter(writes) => {
+                platter.disk = Disk::FailsAfter(writes - 1);
+                data.len()
+            }
+        };
+        let from = offset as usize;
+        let target = platter
+            .bytes
+            .get_mut(from..from + stored)
+            .ok_or(ErrorKind::StorageFull)?;
+        target.copy_from_slice(&data[..stored]);
+        if stored == data.len() {
+            Ok(())
+        } else {
+            Err(ErrorKind::StorageFull.into())
+        }
+    }
+}
+
+struct Bench {
+    backend: Backend,
+    key: Arc<LogKey>,
+    log: Option<Log>,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let key = LogKey::load(&dir.path().join("checkpoint.key"), "test", true).unwrap();
+        let mut bench = Bench {
+            backend: Backend::new(),
+            key: Arc::new(key),
+            log: None,
+            _dir: dir,
+        };
+        bench.reopen().unwrap();
+        bench
+    }
+
+    fn reopen(&mut self) -> Result<(), OpenError> {
+        self.log = None;
+        let backend = self.backend.clone();
+        let opener: Opener = Arc::new(move || {
+            Builder::new()
+                .create_with_backend(backend.clone())
+                .map_err(|error| OpenError::Database {
+                    path: "test".into(),
+                    source: Box::new(error.into()),
+                })
+        });
+        let tenant = "acme".parse().unwrap();
+        let on_commit: OnCommit = Arc::new(|_| {});
+        self.log = Some(Log::open(
+            tenant,
+            "test".into(),
+            opener,
+            self.key.clone(),
+            64,
+            on_commit,
+        )?);
+        Ok(())
+    }
+
+    fn log(&self) -> &Log {
+        self.log.as_ref().unwrap()
+    }
+
+    fn draft(kind: Kind, detail: &str) -> Record {
+        let detail = Some(detail.to_owned());
+        Record {
+            detail,
+            ..Record::new("acme".parse().unwrap(), kind, Timestamp::from_millis(0))
+        }
+    }
+
+    async fn refusal(&self, detail: &str) -> Result<u64, AuditError> {
+        self.log()
+            .append(Bench::draft(Kind::Refusal, detail), ApprovalWrite::None)
+            .await
+    }
+
+    async fn intent(&self, detail: &str) -> Result<Owed, AuditError> {
+        self.log()
+            .intent(Bench::draft(Kind::Intent, detail), ApprovalWrite::None)
+            .await
+    }
+
+    fn records(&self) -> Vec<Record> {
+        let size = self.log().shared.read(store::size).unwrap();
+        let show = |index| {
+            crate::query::show(&self.log().shared, index)
+                .unwrap()
+                .record()
+                .clone()
+        };
+        (0..size).map(show).collect()
+    }
+
+    /// Index continuity, links and signature, as an auditor would check them.
+    fn verify(&self) {
+        let mut export = Vec::new();
+        self.log()
+            .shared
+            .read(|snapshot| crate::export::write(snapshot, &mut export))
+            .unwrap();
+        crate::verify(&mut export.as_slice(), self.key.public()).unwrap();
+    }
+}
+
+fn details(records: &[Record]) -> Vec<&str> {
+    records
+        .iter()
+        .filter_map(|record| record.detail.as_deref())
+        .collect()
+}
+
+/// Every disk that fails at once.
+const FAILING: [Disk; 4] = [
+    Disk::Full,
+    Disk::ShortWrite,
+    Disk::SyncFails,
+    Disk::FailsAfter(0),
+];
+
+#[tokio::test]
+async fn a_failing_disk_refuses_and_loses_nothing() {
+    for disk in FAILING {
+        let mut bench = Bench::new();
+        // Positive control: on a healthy disk the same record is written.
+        assert_eq!(bench.refusal("before").await.unwrap(), 0, "{disk:?}");
+        bench.backend.set(disk);
+        for _ in 0..3 {
+            let refused = bench.intent("during").await;
+            assert!(
+                matches!(refused, Err(AuditError::Commit(_))),
+                "{disk:?}: {refused:?}"
+            );
+        }
+        // The process dies here; the next one finds a disk that works again.
+        bench.backend.set(Disk::Healthy);
+        bench.reopen().unwrap();
+        bench.refusal("after").await.unwrap();
+        bench.verify();
+        let records = bench.records();
+        let kept = details(&records);
+        assert_eq!(
+            (kept.first(), kept.last()),
+            (Some(&"before"), Some(&"after")),
+            "{disk:?}"
+        );
+        assert_no_open_intent(&records);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_recovers_is_used_again_without_a_restart() {
+    for disk in FAILING {
+        let bench = Bench::new();
+        bench.refusal("before").await.unwrap();
+        bench.backend.set(disk);
+        assert!(bench.intent("during").await.is_err(), "{disk:?}");
+        bench.backend.set(Disk::Healthy);
+        bench
+            .refusal("after")
+            .await
+            .unwrap_or_else(|error| panic!("{disk:?}: {error}"));
+        bench.verify();
+        assert_no_open_intent(&bench.records());
+    }
+}
+
+/// A failed commit may turn out to be durable; then its intents must not be left without an outcome.
+fn assert_no_open_intent(records: &[Record]) {
+    for intent in records.iter().filter(|record| record.kind == Kind::Intent) {
+        let outcome = records
+            .iter()
+            .find(|record| record.intent == Some(intent.index));
+        assert!(outcome.is_some(), "intent {} has no outcome", intent.index);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_at_any_write_leaves_all_or_nothing() {
+    for writes in 0..24 {
+        let mut bench = Bench::new();
+        for _ in 0..4 {
+            bench.refusal("before").await.unwrap();
+        }
+        bench.backend.set(Disk::FailsAfter(writes));
+        let told = bench.refusal("during").await;
+        bench.backend.set(Disk::Healthy);
+        bench
+            .reopen()
+            .unwrap_or_else(|error| panic!("write {writes}: {error}"));
+        bench.verify();
+        let records = bench.records();
+        let during = details(&records)
+            .iter()
+            .filter(|detail| **detail == "during")
+            .count();
+        assert_eq!(records.len(), 4 + during, "write {writes}");
+        // What was promised is there.
+        assert!(
+            during == 1 || told.is_err(),
+            "write {writes}: promised and lost"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_outcome_outlives_a_full_disk() {
+    let bench = Bench::new();
+    let owed = bench.intent("call").await.unwrap();
+    bench.backend.set(Disk::Full);
+    owed.settle(Outcome {
+        status: Some(200),
+        ..Outcome::new(Timestamp::from_millis(1))
+    });
+    assert!(bench.refusal("during").await.is_err());
+    bench.backend.set(Disk::Healthy);
+    // Nobody asks for anything: the writer tries again by itself.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let size = bench.log().shared.read(store::size);
+        if size.is_ok_and(|size| size == 2) {
+            break;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the outcome was never written"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let outcome = &bench.records()[1];
+    assert_eq!(
+        (outcome.outcome, outcome.status),
+        (Some(OutcomeName::Answered), Some(200))
+    );
+    assert_eq!(outcome.intent, Some(0));
+    bench.verify();
+}
+
+#[tokio::test]
+async fn a_call_under_way_is_not_taken_for_lost_when_the_log_is_reopened() {
+    let bench = Bench::new();
+    let owed = bench.intent("under way").await.unwrap();
+    bench.backend.set(Disk::Full);
+    assert!(bench.refusal("during").await.is_err());
+    bench.backend.set(Disk::Healthy);
+    bench.refusal("after").await.unwrap();
+    owed.settle(Outcome::new(Timestamp::from_millis(1)));
+    bench.refusal("last").await.unwrap();
+    let outcomes: Vec<_> = bench
+        .records()
+        .iter()
+        .filter_map(|record| record.outcome)
+        .collect();
+    assert_eq!(outcomes, [OutcomeName::Answered]);
+}
+
+#[tokio::test]
+async fn a_record_that_is_too_large_is_refused_alone() {
+    let bench = Bench::new();
+    let huge = Bench::draft(Kind::Refusal, &"x".repeat(crate::record::MAX_RECORD));
+    let refused = bench.log().append(huge, ApprovalWrite::None).await;
+    assert!(matches!(refused, Err(AuditError::RecordTooLarge(_))));
+    assert_eq!(bench.refusal("next").await.unwrap(), 0);
+    bench.verify();
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_at_the_start_is_not_opened() {
+    let mut bench = Bench::new();
+    bench.log = None;
+    bench.backend = Backend::new();
+    bench.backend.set(Disk::Full);
+    let refused = bench.reopen();
+    assert!(matches!(
+        refused,
+        Err(OpenError::Database { .. }
+            | OpenError::Commit {
+                source: CommitFailure::Database(_),
+                ..
+            })
+    ));
+}
