@@ -23,10 +23,17 @@ pub struct Output {
 }
 
 impl Output {
-    /// Both streams in one text.
+    /// Both streams in one text, without the launcher's own warnings.
     #[must_use]
     pub fn text(&self) -> String {
-        format!("{}{}", self.stdout, self.stderr)
+        let said = |line: &&str| !line.starts_with("sluice: warning:");
+        let lines: Vec<&str> = self
+            .stdout
+            .lines()
+            .chain(self.stderr.lines())
+            .filter(said)
+            .collect();
+        lines.join("\n")
     }
 
     /// The one JSON value on stdout.

@@ -7,10 +7,12 @@ mod bench;
 mod check;
 mod demo;
 mod deny;
+mod ebpf;
 mod setup;
 mod shell;
 mod suite;
 mod tidy;
+mod toolchain;
 mod venv;
 mod vm;
 
@@ -34,6 +36,8 @@ enum Command {
     Check(check::Args),
     /// Run unmodified clients as an agent and check each line of what they are told
     Demo(demo::Args),
+    /// Build the kernel side alone, and say where its object lies
+    Ebpf,
     /// Make this machine able to build, test and demonstrate Sluice
     Setup(setup::Args),
     /// Build, then every test, the doctests, the demo and the virtual machine
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Ebpf => setup::kernel_side().map(|object| println!("{}", object.display())),
         Command::Setup(args) => setup::run(&args),
         Command::Test(args) => suite::run(&args),
         Command::Tidy => tidy::run(),

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{shell, venv};
+use crate::{ebpf, shell, toolchain, venv};
 
 /// Arguments of `cargo xtask setup`.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
@@ -96,6 +96,12 @@ pub(crate) fn quiet() -> Result<()> {
     venv::ensure()
 }
 
+/// The kernel side alone: where its object lies.
+pub(crate) fn kernel_side() -> Result<std::path::PathBuf> {
+    packages(false)?;
+    ebpf::build(&ebpf_toolchain()?)
+}
+
 fn packages(dry_run: bool) -> Result<()> {
     let missing: Vec<&Package> = PACKAGES
         .iter()
@@ -138,8 +144,8 @@ fn nextest() -> Result<()> {
     shell::run(shell::cargo().args(["install", "--locked", "cargo-nextest"]))
 }
 
-fn ebpf_toolchain() -> Result<()> {
-    Ok(())
+fn ebpf_toolchain() -> Result<toolchain::Toolchain> {
+    toolchain::ensure(&mut |step| println!("setup: {step}"))
 }
 
 fn has(program: &str) -> bool {

@@ -94,6 +94,16 @@ pub(super) fn run(stage: &Stage, told: &mut Transcript, venv: &Path) {
                 "/repos/acme/site",
                 &format!("Bearer {GITHUB_TOKEN}"),
             )?;
+            let seen = stage.upstream.received("GET", "/repos/acme/site");
+            if seen
+                .last()
+                .is_none_or(|seen| seen.version != http::Version::HTTP_2)
+            {
+                bail!(
+                    "the vendor was asked in {:?}",
+                    seen.last().map(|seen| seen.version)
+                );
+            }
             Ok(output.stdout)
         },
     );

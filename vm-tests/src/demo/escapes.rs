@@ -38,7 +38,7 @@ pub(super) fn run(stage: &Stage, told: &mut Transcript, venv: &Path) {
         if output.status.code() != Some(6) {
             bail!("{output}");
         }
-        Ok(output.stderr)
+        Ok(output.text().lines().last().unwrap_or_default().to_owned())
     });
     told.line(
         "a different name inside the connection (domain fronting) is refused",

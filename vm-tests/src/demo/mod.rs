@@ -51,6 +51,7 @@ pub fn run(venv: &Path, keep: bool) -> Result<bool> {
     refund::run(&stage, &mut told, venv);
     told.chapter("What is refused");
     escapes::run(&stage, &mut told, venv);
+    ledger::numbers(&stage, &mut told);
     told.chapter("kill -9");
     restart::run(&mut stage, &mut told, venv);
     told.chapter("The log and the numbers");

@@ -1,6 +1,7 @@
 //! Second chapter: a call that moves money waits for a person, and an approval is good for exactly one call.
 //! Invariant: what the vendor received is counted after every line, so "sent once" is the vendor's word.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -62,8 +63,15 @@ pub(super) fn run(stage: &Stage, told: &mut Transcript, venv: &Path) {
                 .stdout)
         },
     );
-    told.line("the agent cannot approve its own call", || {
-        refuses_the_agent(stage, &held)
+    told.line(
+        "the agent cannot approve its own call: the control socket is out of its sight",
+        || refuses_the_agent(stage, &held, &stage.instance.runtime()),
+    );
+    told.line("and where somebody left it a way to that socket, the daemon refuses a peer inside a governed cgroup", || {
+        let link = stage.instance.root().join("home/run");
+        fs::create_dir_all(&link)?;
+        fs::hard_link(stage.instance.runtime().join("control.sock"), link.join("control.sock"))?;
+        refuses_the_agent(stage, &held, &link)
     });
     told.line(
         "the approver says yes; the held call goes through, once, and the SDK gets its refund",
@@ -128,9 +136,17 @@ pub(super) fn id(approval: &Value) -> Result<String> {
 }
 
 /// Runs `sluice approvals approve` as the agent; the approval must still be open afterwards.
-fn refuses_the_agent(stage: &Stage, held: &str) -> Result<String> {
+fn refuses_the_agent(stage: &Stage, held: &str, runtime: &Path) -> Result<String> {
     let sluice = crate::instance::sluice_binary();
-    let output = stage.run(&[&sluice.to_string_lossy(), "approvals", "approve", held])?;
+    let (sluice, runtime) = (sluice.to_string_lossy(), runtime.to_string_lossy());
+    let output = stage.run(&[
+        &sluice,
+        "--runtime-dir",
+        &runtime,
+        "approvals",
+        "approve",
+        held,
+    ])?;
     if output.status.success() {
         bail!("the agent approved: {output}");
     }

@@ -35,6 +35,8 @@ pub const NAMES: &[&str] = &[
 pub struct Seen {
     /// The `Host` or `:authority` it named.
     pub host: String,
+    /// The version of HTTP it came in.
+    pub version: http::Version,
     /// The method.
     pub method: String,
     /// The path, without the query.
@@ -216,6 +218,7 @@ async fn serve(
         .unwrap_or_default();
     let seen = Seen {
         host,
+        version: head.version,
         method: head.method.to_string(),
         path: head.uri.path().to_owned(),
         query: head.uri.query().unwrap_or_default().to_owned(),
