@@ -48,8 +48,19 @@ pub(crate) struct Connection {
 
 impl Connection {
     fn new(workload: Workload, destination: SocketAddr, name: Name, secure: bool) -> Self {
-        let endpoint = Endpoint { host: name.host.clone(), port: destination.port() };
-        Self { workload, destination, host: name.host, secure, barred: name.barred, flaw: Flaw::default(), endpoint }
+        let endpoint = Endpoint {
+            host: name.host.clone(),
+            port: destination.port(),
+        };
+        Self {
+            workload,
+            destination,
+            host: name.host,
+            secure,
+            barred: name.barred,
+            flaw: Flaw::default(),
+            endpoint,
+        }
     }
 
     /// Where its requests go.
@@ -104,7 +115,10 @@ pub(crate) async fn accept(
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of descriptors or memory: the connection waits in the backlog; trying at once would only spin.
-                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) {
+                if !matches!(
+                    error.kind(),
+                    std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset
+                ) {
                     tracing::warn!(%error, "accept failed");
                     sleep(Duration::from_millis(50)).await;
                 }
@@ -136,23 +150,37 @@ impl Proxy {
     /// One connection, from its origin to its end.
     async fn connection(&self, stream: TcpStream, stop: &CancellationToken) -> Result<(), Dropped> {
         let deadline = tokio::time::Instant::now() + self.settings().limits.handshake;
-        let origin = self.origins().accepted(stream.as_fd()).ok_or_else(|| Dropped {
-            reason: Reason::OriginUnknown,
-            workload: None,
-            host: String::new(),
-            detail: "The kernel knows no workload that opened this connection.".to_owned(),
-        })?;
-        let destination = SocketAddr::new(origin.destination.ip().to_canonical(), origin.destination.port());
-        let workload = self.workloads().get(origin.workload).ok_or_else(|| Dropped {
-            reason: Reason::AgentUnknown,
-            workload: None,
-            host: destination.to_string(),
-            detail: format!("Workload {:?} is not registered.", origin.workload),
-        })?;
+        let origin = self
+            .origins()
+            .accepted(stream.as_fd())
+            .ok_or_else(|| Dropped {
+                reason: Reason::OriginUnknown,
+                workload: None,
+                host: String::new(),
+                detail: "The kernel knows no workload that opened this connection.".to_owned(),
+            })?;
+        let destination = SocketAddr::new(
+            origin.destination.ip().to_canonical(),
+            origin.destination.port(),
+        );
+        let workload = self
+            .workloads()
+            .get(origin.workload)
+            .ok_or_else(|| Dropped {
+                reason: Reason::AgentUnknown,
+                workload: None,
+                host: destination.to_string(),
+                detail: format!("Workload {:?} is not registered.", origin.workload),
+            })?;
         if self.workloads().is_disabled(&workload.agent) {
             let detail = format!("{} is disabled.", workload.agent);
             let host = destination.to_string();
-            return Err(Dropped { reason: Reason::AgentDisabled, workload: Some(workload), host, detail });
+            return Err(Dropped {
+                reason: Reason::AgentDisabled,
+                workload: Some(workload),
+                host,
+                detail,
+            });
         }
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY towards the agent");
@@ -192,25 +220,40 @@ impl Proxy {
                 self.http1(stream, connection, stop).await
             }
             Protocol::Tls => {
-                let shaken = timeout_at(deadline, self.handshake(stream, &workload, destination)).await;
-                let late = || (Reason::TlsHandshake, "The TLS handshake was not finished in time.".to_owned());
+                let shaken =
+                    timeout_at(deadline, self.handshake(stream, &workload, destination)).await;
+                let late = || {
+                    (
+                        Reason::TlsHandshake,
+                        "The TLS handshake was not finished in time.".to_owned(),
+                    )
+                };
                 let (stream, name) = match shaken.unwrap_or_else(|_| Err(late())) {
                     Ok(shaken) => shaken,
                     Err(failed) => return Err(dropped(workload, failed)),
                 };
                 let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
                 let connection = Arc::new(Connection::new(workload, destination, name, true));
-                if h2 { self.http2(stream, connection, stop).await } else { self.http1(stream, connection, stop).await }
+                if h2 {
+                    self.http2(stream, connection, stop).await
+                } else {
+                    self.http1(stream, connection, stop).await
+                }
             }
         }
     }
 
     /// Which name the destination stands for: a synthetic address of the tenant, or a literal that a connection names.
     fn name(&self, workload: &Workload, destination: SocketAddr) -> Name {
-        let named = self.names().name_of(&workload.agent.tenant, destination.ip());
+        let named = self
+            .names()
+            .name_of(&workload.agent.tenant, destination.ip());
         let host = named.unwrap_or_else(|| Host::from(destination.ip()));
         let barred = (!self.bundle().resolves(&workload.agent, &host)).then(|| {
-            let detail = format!("No connection of {} allows {host}; ask for one that does.", workload.agent);
+            let detail = format!(
+                "No connection of {} allows {host}; ask for one that does.",
+                workload.agent
+            );
             (Reason::HostUnknown, detail)
         });
         Name { host, barred }
@@ -224,31 +267,59 @@ impl Proxy {
         workload: &Workload,
         destination: SocketAddr,
     ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Name), (Reason, String)> {
-        let broken = |error: std::io::Error| (verify::agent_reason(&error), format!("The TLS handshake failed: {error}."));
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(broken)?;
-        let sni = start.client_hello().server_name().and_then(|name| Host::parse(name).ok());
+        let broken = |error: std::io::Error| {
+            (
+                verify::agent_reason(&error),
+                format!("The TLS handshake failed: {error}."),
+            )
+        };
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
+            .await
+            .map_err(broken)?;
+        let sni = start
+            .client_hello()
+            .server_name()
+            .and_then(|name| Host::parse(name).ok());
         let mut name = self.name(workload, destination);
         let shown = sni.clone().unwrap_or_else(|| name.host.clone());
         if name.barred.is_none() {
             name.barred = match sni {
                 Some(sni) if sni == name.host => None,
                 Some(sni) => {
-                    let detail = format!("The connection was opened to {}, its TLS names {sni}.", name.host);
+                    let detail = format!(
+                        "The connection was opened to {}, its TLS names {sni}.",
+                        name.host
+                    );
                     Some((Reason::SniMismatch, detail))
                 }
                 None if name.host.is_ip() => None,
-                None => Some((Reason::SniMissing, format!("TLS to {} must name it (SNI).", name.host))),
+                None => Some((
+                    Reason::SniMissing,
+                    format!("TLS to {} must name it (SNI).", name.host),
+                )),
             };
         }
-        let config = self.leaves().config(&workload.agent.tenant, &shown).await.map_err(|error| {
-            tracing::error!(%error, %shown, "no leaf certificate");
-            (Reason::TlsHandshake, format!("No certificate for {shown} could be made: {error}."))
-        })?;
+        let config = self
+            .leaves()
+            .config(&workload.agent.tenant, &shown)
+            .await
+            .map_err(|error| {
+                tracing::error!(%error, %shown, "no leaf certificate");
+                (
+                    Reason::TlsHandshake,
+                    format!("No certificate for {shown} could be made: {error}."),
+                )
+            })?;
         let stream = start.into_stream(config).await.map_err(broken)?;
         Ok((stream, name))
     }
 
-    async fn http1<IO>(&self, io: IO, connection: Arc<Connection>, stop: &CancellationToken) -> Result<(), Dropped>
+    async fn http1<IO>(
+        &self,
+        io: IO,
+        connection: Arc<Connection>,
+        stop: &CancellationToken,
+    ) -> Result<(), Dropped>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -259,7 +330,10 @@ impl Proxy {
             .header_read_timeout(limits.head)
             .max_headers(limits.headers)
             .max_header_size(limits.head_bytes)
-            .serve_connection(TokioIo::new(io), service_fn(|incoming| self.served(Arc::clone(&connection), incoming)));
+            .serve_connection(
+                TokioIo::new(io),
+                service_fn(|incoming| self.served(Arc::clone(&connection), incoming)),
+            );
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = serving.as_mut() => ended,
@@ -271,7 +345,12 @@ impl Proxy {
         ended.or_else(|error| unreadable(&error, &connection))
     }
 
-    async fn http2<IO>(&self, io: IO, connection: Arc<Connection>, stop: &CancellationToken) -> Result<(), Dropped>
+    async fn http2<IO>(
+        &self,
+        io: IO,
+        connection: Arc<Connection>,
+        stop: &CancellationToken,
+    ) -> Result<(), Dropped>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -282,7 +361,10 @@ impl Proxy {
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(limits.head)
-            .serve_connection(TokioIo::new(io), service_fn(|incoming| self.served(Arc::clone(&connection), incoming)));
+            .serve_connection(
+                TokioIo::new(io),
+                service_fn(|incoming| self.served(Arc::clone(&connection), incoming)),
+            );
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = serving.as_mut() => ended,
@@ -307,10 +389,20 @@ impl Proxy {
     /// Says no to a connection that never became a request: a metric, and a record unless there were too many of its kind.
     async fn turn_away(&self, dropped: Dropped) {
         let agent = dropped.workload.as_ref().map(|workload| &workload.agent);
-        self.meter().refused(agent.map(|agent| &agent.tenant), agent, dropped.reason);
+        self.meter()
+            .refused(agent.map(|agent| &agent.tenant), agent, dropped.reason);
         let key = (agent.cloned(), dropped.reason, dropped.host.clone());
-        let Some(left_out) = self.damper().admit(key, Instant::now()) else { return };
-        self.record_refusal(dropped.workload.as_ref(), dropped.reason, dropped.host, dropped.detail, left_out).await;
+        let Some(left_out) = self.damper().admit(key, Instant::now()) else {
+            return;
+        };
+        self.record_refusal(
+            dropped.workload.as_ref(),
+            dropped.reason,
+            dropped.host,
+            dropped.detail,
+            left_out,
+        )
+        .await;
     }
 }
 
@@ -335,7 +427,9 @@ fn unreadable(error: &hyper::Error, connection: &Connection) -> Result<(), Dropp
 async fn protocol(stream: &TcpStream) -> Result<Option<Protocol>, (Reason, String)> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0";
     let mut seen = [0_u8; PREFACE.len()];
-    let Ok(length) = stream.peek(&mut seen).await else { return Ok(None) };
+    let Ok(length) = stream.peek(&mut seen).await else {
+        return Ok(None);
+    };
     match seen.get(..length).unwrap_or_default() {
         [] => Ok(None),
         // TLS record type "handshake" (RFC 8446 section 5.1).
@@ -346,7 +440,9 @@ async fn protocol(stream: &TcpStream) -> Result<Option<Protocol>, (Reason, Strin
         }
         [first, ..] if first.is_ascii_uppercase() => Ok(Some(Protocol::Http)),
         [first, ..] => {
-            let detail = format!("The connection begins with byte {first:#04x}, which is neither TLS nor HTTP.");
+            let detail = format!(
+                "The connection begins with byte {first:#04x}, which is neither TLS nor HTTP."
+            );
             Err((Reason::NotHttp, detail))
         }
     }

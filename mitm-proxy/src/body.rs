@@ -29,7 +29,11 @@ enum Inner {
     /// Still arriving from the agent.
     Live(Incoming),
     /// Read ahead; `sent` once the bytes have been handed on.
-    Whole { bytes: Bytes, trailers: Option<HeaderMap>, sent: bool },
+    Whole {
+        bytes: Bytes,
+        trailers: Option<HeaderMap>,
+        sent: bool,
+    },
 }
 
 /// Size and digest of what passed so far; shared between a body and the outcome that reports it.
@@ -45,7 +49,9 @@ struct Sums {
 impl Tally {
     pub(crate) fn add(&self, bytes: &[u8]) {
         let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sums.bytes = sums.bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        sums.bytes = sums
+            .bytes
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         sums.hash.update(bytes);
     }
 
@@ -59,7 +65,10 @@ impl Tally {
 impl Body {
     /// A body that is still arriving.
     pub(crate) fn live(incoming: Incoming) -> Self {
-        Self { inner: Inner::Live(incoming), tally: Tally::default() }
+        Self {
+            inner: Inner::Live(incoming),
+            tally: Tally::default(),
+        }
     }
 
     /// What has been read ahead, if anything was.
@@ -76,23 +85,39 @@ impl Body {
     }
 
     /// Reads the body to its end, at most `limit` bytes and for at most `within`. Reading twice is reading once.
-    pub(crate) async fn read_whole(&mut self, limit: usize, within: Duration) -> Result<Bytes, Refusal> {
+    pub(crate) async fn read_whole(
+        &mut self,
+        limit: usize,
+        within: Duration,
+    ) -> Result<Bytes, Refusal> {
         let incoming = match &mut self.inner {
             Inner::Whole { bytes, .. } => return Ok(bytes.clone()),
             Inner::Live(incoming) => incoming,
         };
         let read = tokio::time::timeout(within, collect(incoming, limit)).await;
         let (bytes, trailers) = read.map_err(|_| {
-            Refusal::new(Reason::RequestTimeout, "The request's body did not arrive in time.").and_close()
+            Refusal::new(
+                Reason::RequestTimeout,
+                "The request's body did not arrive in time.",
+            )
+            .and_close()
         })??;
-        self.inner = Inner::Whole { bytes: bytes.clone(), trailers, sent: false };
+        self.inner = Inner::Whole {
+            bytes: bytes.clone(),
+            trailers,
+            sent: false,
+        };
         Ok(bytes)
     }
 }
 
-async fn collect(incoming: &mut Incoming, limit: usize) -> Result<(Bytes, Option<HeaderMap>), Refusal> {
+async fn collect(
+    incoming: &mut Incoming,
+    limit: usize,
+) -> Result<(Bytes, Option<HeaderMap>), Refusal> {
     let too_large = || {
-        let detail = format!("A decision on this call reads its body, and reads at most {limit} bytes.");
+        let detail =
+            format!("A decision on this call reads its body, and reads at most {limit} bytes.");
         Refusal::new(Reason::BodyTooLarge, detail).and_close()
     };
     let announced = usize::try_from(incoming.size_hint().lower()).unwrap_or(usize::MAX);
@@ -103,7 +128,11 @@ async fn collect(incoming: &mut Incoming, limit: usize) -> Result<(Bytes, Option
     let mut trailers = None;
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|error| {
-            Refusal::new(Reason::MalformedRequest, format!("The request's body cannot be read: {error}.")).and_close()
+            Refusal::new(
+                Reason::MalformedRequest,
+                format!("The request's body cannot be read: {error}."),
+            )
+            .and_close()
         })?;
         match frame.into_data() {
             Ok(data) if bytes.len().saturating_add(data.len()) > limit => return Err(too_large()),
@@ -118,19 +147,28 @@ impl HttpBody for Body {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let frame = match &mut this.inner {
             Inner::Live(incoming) => match Pin::new(incoming).poll_frame(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(frame) => frame,
             },
-            Inner::Whole { bytes, trailers, sent } => {
+            Inner::Whole {
+                bytes,
+                trailers,
+                sent,
+            } => {
                 if !*sent && !bytes.is_empty() {
                     *sent = true;
                     Some(Ok(Frame::data(bytes.clone())))
                 } else {
-                    trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
+                    trailers
+                        .take()
+                        .map(|trailers| Ok(Frame::trailers(trailers)))
                 }
             }
         };
@@ -145,7 +183,11 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.inner {
             Inner::Live(incoming) => incoming.is_end_stream(),
-            Inner::Whole { bytes, trailers, sent } => (*sent || bytes.is_empty()) && trailers.is_none(),
+            Inner::Whole {
+                bytes,
+                trailers,
+                sent,
+            } => (*sent || bytes.is_empty()) && trailers.is_none(),
         }
     }
 
@@ -153,9 +195,13 @@ impl HttpBody for Body {
         match &self.inner {
             Inner::Live(incoming) => incoming.size_hint(),
             // With trailers to come the length is left open, or HTTP/1 would send a Content-Length and drop them.
-            Inner::Whole { trailers: Some(_), .. } => SizeHint::default(),
+            Inner::Whole {
+                trailers: Some(_), ..
+            } => SizeHint::default(),
             Inner::Whole { sent: true, .. } => SizeHint::with_exact(0),
-            Inner::Whole { bytes, .. } => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+            Inner::Whole { bytes, .. } => {
+                SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
+            }
         }
     }
 }

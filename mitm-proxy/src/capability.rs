@@ -18,7 +18,8 @@ pub(crate) async fn map(
 ) -> Result<Call, Refusal> {
     let agent = &connection.workload.agent;
     if bundle.agent(agent).is_none() {
-        let detail = format!("No agent {agent} is configured; ask the operator to add it to agents.d.");
+        let detail =
+            format!("No agent {agent} is configured; ask the operator to add it to agents.d.");
         return Err(Refusal::new(Reason::AgentUnknown, detail));
     }
     let need = {
@@ -26,12 +27,16 @@ pub(crate) async fn map(
         bundle.body_need(agent, request.endpoint(), &request.view(&headers))
     };
     if let BodyNeed::Whole { limit } = need {
-        request.body.read_whole(limit.min(limits.body_bytes), limits.body).await?;
+        request
+            .body
+            .read_whole(limit.min(limits.body_bytes), limits.body)
+            .await?;
     }
     let headers = request.header_list()?;
     let call = bundle.call(agent, request.endpoint(), &request.view(&headers))?;
     if call.credential().is_some() && !connection.secure {
-        let detail = "This connection is not encrypted, and a credential is lent only over TLS; use https.";
+        let detail =
+            "This connection is not encrypted, and a credential is lent only over TLS; use https.";
         return Err(Refusal::new(Reason::ProtocolUnsupported, detail).of_call(&call));
     }
     Ok(call)

@@ -88,8 +88,14 @@ impl Pool {
     /// Closes what has been idle for too long; called now and then.
     pub(crate) fn sweep(&self, idle: Duration) {
         self.0.lock().retain(|_, shelf| {
-            shelf.idle.retain(|(since, sender)| since.elapsed() < idle && !sender.is_closed());
-            if shelf.shared.as_ref().is_some_and(http2::SendRequest::is_closed) {
+            shelf
+                .idle
+                .retain(|(since, sender)| since.elapsed() < idle && !sender.is_closed());
+            if shelf
+                .shared
+                .as_ref()
+                .is_some_and(http2::SendRequest::is_closed)
+            {
                 shelf.shared = None;
             }
             !shelf.idle.is_empty() || shelf.shared.is_some()
@@ -102,7 +108,13 @@ impl Pool {
     }
 
     fn lend(&self, sender: Sender, key: &Key, reused: bool, most: usize) -> Borrowed {
-        Borrowed { sender, reused, key: key.clone(), pool: Arc::downgrade(&self.0), most }
+        Borrowed {
+            sender,
+            reused,
+            key: key.clone(),
+            pool: Arc::downgrade(&self.0),
+            most,
+        }
     }
 }
 
@@ -123,8 +135,12 @@ impl Shelves {
 impl Borrowed {
     /// The answer's body has ended in order: the connection can serve the next call.
     pub(crate) fn give_back(self) {
-        let Sender::Http1(mut sender) = self.sender else { return };
-        let Some(pool) = self.pool.upgrade() else { return };
+        let Sender::Http1(mut sender) = self.sender else {
+            return;
+        };
+        let Some(pool) = self.pool.upgrade() else {
+            return;
+        };
         match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => pool.put(self.key, sender, self.most),
             Poll::Ready(Err(_)) => {}
@@ -132,7 +148,11 @@ impl Borrowed {
             Poll::Pending => {
                 let pool = Arc::downgrade(&pool);
                 let ready = async move {
-                    let ready = tokio::time::timeout(Duration::from_secs(5), poll_fn(|cx| sender.poll_ready(cx))).await;
+                    let ready = tokio::time::timeout(
+                        Duration::from_secs(5),
+                        poll_fn(|cx| sender.poll_ready(cx)),
+                    )
+                    .await;
                     if let (Ok(Ok(())), Some(pool)) = (ready, pool.upgrade()) {
                         pool.put(self.key, sender, self.most);
                     }

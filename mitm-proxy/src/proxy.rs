@@ -116,12 +116,23 @@ impl Proxy {
         let room = Arc::new(Semaphore::new(settings.limits.connections));
         let helpers = CancellationToken::new();
         for listener in listeners.tcp.into_iter().filter_map(tcp_listener) {
-            let serving =
-                accept::accept(self.clone(), listener, Arc::clone(&room), tasks.clone(), stop.clone(), cut.clone());
+            let serving = accept::accept(
+                self.clone(),
+                listener,
+                Arc::clone(&room),
+                tasks.clone(),
+                stop.clone(),
+                cut.clone(),
+            );
             tasks.spawn(serving);
         }
         for listener in listeners.dns_tcp.into_iter().filter_map(tcp_listener) {
-            tasks.spawn(resolver::tcp(self.clone(), listener, tasks.clone(), stop.clone()));
+            tasks.spawn(resolver::tcp(
+                self.clone(),
+                listener,
+                tasks.clone(),
+                stop.clone(),
+            ));
         }
         for socket in listeners.dns_udp.into_iter().filter_map(udp_socket) {
             tasks.spawn(resolver::udp(self.clone(), socket, stop.clone()));
@@ -142,8 +153,14 @@ impl Proxy {
         });
         stop.cancelled().await;
         tasks.close();
-        if tokio::time::timeout(settings.limits.drain, tasks.wait()).await.is_err() {
-            tracing::info!(open = tasks.len(), "cutting the connections that did not end in time");
+        if tokio::time::timeout(settings.limits.drain, tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::info!(
+                open = tasks.len(),
+                "cutting the connections that did not end in time"
+            );
             cut.cancel();
             tasks.wait().await;
         }
@@ -153,7 +170,11 @@ impl Proxy {
     /// Puts another bundle in force; requests that are being decided finish under the one they began with.
     pub fn replace_bundle(&self, bundle: Bundle) {
         self.0.names.preassign(&bundle);
-        *self.0.bundle.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(bundle);
+        *self
+            .0
+            .bundle
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(bundle);
     }
 
     /// The bundle in force.
@@ -168,7 +189,11 @@ impl Proxy {
     /// Unusable roots, or other pools than at the start. The settings in force stay in force then.
     pub fn replace_settings(&self, settings: Settings) -> Result<(), StartError> {
         let tls = client_config(&settings.extra_roots)?;
-        let mut current = self.0.settings.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self
+            .0
+            .settings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if current.names != settings.names {
             return Err(StartError::NamesChanged);
         }
@@ -192,7 +217,13 @@ impl Proxy {
     }
 
     pub(crate) fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.0.settings.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(
+            &self
+                .0
+                .settings
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     pub(crate) fn damper(&self) -> &Damper<(Option<AgentId>, Reason, String)> {
@@ -240,9 +271,14 @@ impl Proxy {
         detail: String,
         left_out: u64,
     ) {
-        let tenant = workload.map_or_else(Ledger::host_tenant, |workload| workload.agent.tenant.clone());
-        let detail =
-            if left_out == 0 { detail } else { format!("{detail} {left_out} more before it were not recorded.") };
+        let tenant = workload.map_or_else(Ledger::host_tenant, |workload| {
+            workload.agent.tenant.clone()
+        });
+        let detail = if left_out == 0 {
+            detail
+        } else {
+            format!("{detail} {left_out} more before it were not recorded.")
+        };
         let facts = RefusalFacts {
             agent: workload.map(|workload| workload.agent.clone()),
             workload: workload.map(workload_facts),
@@ -257,11 +293,19 @@ impl Proxy {
 }
 
 fn tcp_listener(listener: std::net::TcpListener) -> Option<TcpListener> {
-    let served = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
-    served.inspect_err(|error| tracing::error!(%error, "a listener cannot be served")).ok()
+    let served = listener
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(listener));
+    served
+        .inspect_err(|error| tracing::error!(%error, "a listener cannot be served"))
+        .ok()
 }
 
 fn udp_socket(socket: std::net::UdpSocket) -> Option<UdpSocket> {
-    let served = socket.set_nonblocking(true).and_then(|()| UdpSocket::from_std(socket));
-    served.inspect_err(|error| tracing::error!(%error, "a DNS socket cannot be served")).ok()
+    let served = socket
+        .set_nonblocking(true)
+        .and_then(|()| UdpSocket::from_std(socket));
+    served
+        .inspect_err(|error| tracing::error!(%error, "a DNS socket cannot be served"))
+        .ok()
 }

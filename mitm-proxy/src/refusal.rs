@@ -47,7 +47,12 @@ impl Refusal {
     }
 
     /// A refusal of a call that policy would let go only with a person's yes.
-    pub(crate) fn held(reason: Reason, held: &Held, approval: ApprovalId, detail: impl Into<String>) -> Self {
+    pub(crate) fn held(
+        reason: Reason,
+        held: &Held,
+        approval: ApprovalId,
+        detail: impl Into<String>,
+    ) -> Self {
         Self {
             call: Some(Box::new(held.call().clone())),
             policies: held.policies().to_vec(),
@@ -89,7 +94,10 @@ impl Refusal {
         let mut response = Response::new(ResponseBody::whole(Bytes::from(body)));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         // HTTP/2 has no such header; a stream that is refused does not harm the others.
         if self.close && version < Version::HTTP_2 {
@@ -101,7 +109,10 @@ impl Refusal {
 
 impl From<AuditError> for Refusal {
     fn from(error: AuditError) -> Self {
-        Self::new(error.reason(), format!("The call could not be recorded, so it was not made: {error}."))
+        Self::new(
+            error.reason(),
+            format!("The call could not be recorded, so it was not made: {error}."),
+        )
     }
 }
 
@@ -137,7 +148,9 @@ struct Problem<'a> {
 /// The status of each refusal. Not 401 and not 429: clients answer those by asking again.
 pub(crate) fn status(reason: Reason) -> StatusCode {
     match reason {
-        Reason::AmbiguousRequest | Reason::MalformedRequest | Reason::NotHttp => StatusCode::BAD_REQUEST,
+        Reason::AmbiguousRequest | Reason::MalformedRequest | Reason::NotHttp => {
+            StatusCode::BAD_REQUEST
+        }
         Reason::AgentDisabled
         | Reason::AgentUnknown
         | Reason::ApprovalDenied
@@ -162,7 +175,9 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         Reason::ResponseEncoding | Reason::UpstreamCertificate | Reason::UpstreamUnreachable => {
             StatusCode::BAD_GATEWAY
         }
-        Reason::AuditUnavailable | Reason::Overloaded | Reason::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
+        Reason::AuditUnavailable | Reason::Overloaded | Reason::Shutdown => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
     }
 }

@@ -3,8 +3,8 @@
 //! INVARIANT: after `parse`, the request names the connection's own host, and what is decided on is what will be sent.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
@@ -41,20 +41,28 @@ pub(crate) const HOP_BY_HOP: [HeaderName; 9] = [
 
 impl Request {
     /// Parses what hyper read on `connection`.
-    pub(crate) fn parse(incoming: http::Request<Incoming>, connection: &Connection) -> Result<Self, Refusal> {
+    pub(crate) fn parse(
+        incoming: http::Request<Incoming>,
+        connection: &Connection,
+    ) -> Result<Self, Refusal> {
         let (parts, body) = incoming.into_parts();
         if let Some((reason, detail)) = &connection.barred {
             return Err(Refusal::new(*reason, detail.clone()));
         }
         if let Some(flaw) = connection.flaw.get() {
-            return Err(Refusal::new(Reason::AmbiguousRequest, format!("The request is not canonical: {flaw}.")).and_close());
+            return Err(Refusal::new(
+                Reason::AmbiguousRequest,
+                format!("The request is not canonical: {flaw}."),
+            )
+            .and_close());
         }
         if parts.method == Method::CONNECT {
             let detail = "CONNECT is not served: every connection is already taken to the name that it asked for.";
             return Err(Refusal::new(Reason::ConnectMethod, detail).and_close());
         }
         if parts.headers.contains_key(UPGRADE) && parts.version < Version::HTTP_2 {
-            let detail = "Protocol upgrades (WebSocket, h2c) are not relayed; use plain HTTP requests.";
+            let detail =
+                "Protocol upgrades (WebSocket, h2c) are not relayed; use plain HTTP requests.";
             return Err(Refusal::new(Reason::ProtocolUnsupported, detail));
         }
         check_authority(&parts.uri, &parts.headers, parts.version, connection)?;
@@ -91,7 +99,10 @@ impl Request {
         let mut list = Vec::with_capacity(self.headers.len());
         for (name, value) in &self.headers {
             let value = std::str::from_utf8(value.as_bytes()).map_err(|_| {
-                Refusal::new(Reason::MalformedRequest, format!("The value of the header {name} is not UTF-8."))
+                Refusal::new(
+                    Reason::MalformedRequest,
+                    format!("The value of the header {name} is not UTF-8."),
+                )
             })?;
             list.push((name.as_str(), value));
         }
@@ -120,8 +131,12 @@ impl Request {
         } else {
             format!("{}:{}", bracketed(&self.endpoint.host), self.endpoint.port)
         };
-        let host = HeaderValue::from_str(&authority)
-            .map_err(|_| Refusal::new(Reason::MalformedRequest, "The host cannot be written into a request."))?;
+        let host = HeaderValue::from_str(&authority).map_err(|_| {
+            Refusal::new(
+                Reason::MalformedRequest,
+                "The host cannot be written into a request.",
+            )
+        })?;
         let mut request = http::Request::new(self.body);
         *request.method_mut() = self.method;
         *request.uri_mut() = Uri::from(self.target);
@@ -134,15 +149,28 @@ impl Request {
 /// An IPv6 literal stands in brackets where a port can follow.
 pub(crate) fn bracketed(host: &Host) -> String {
     let text = host.to_string();
-    if text.contains(':') { format!("[{text}]") } else { text }
+    if text.contains(':') {
+        format!("[{text}]")
+    } else {
+        text
+    }
 }
 
 /// Every place where the request names its host must name the connection's.
-fn check_authority(uri: &Uri, headers: &HeaderMap, version: Version, connection: &Connection) -> Result<(), Refusal> {
+fn check_authority(
+    uri: &Uri,
+    headers: &HeaderMap,
+    version: Version,
+    connection: &Connection,
+) -> Result<(), Refusal> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(Refusal::new(Reason::AmbiguousRequest, "The request names its host twice.").and_close());
+        return Err(Refusal::new(
+            Reason::AmbiguousRequest,
+            "The request names its host twice.",
+        )
+        .and_close());
     }
     let host = host
         .map(|value| {
@@ -150,21 +178,34 @@ fn check_authority(uri: &Uri, headers: &HeaderMap, version: Version, connection:
                 .to_str()
                 .ok()
                 .and_then(|text| text.parse::<Authority>().ok())
-                .ok_or_else(|| Refusal::new(Reason::MalformedRequest, "The Host header is not a host.").and_close())
+                .ok_or_else(|| {
+                    Refusal::new(Reason::MalformedRequest, "The Host header is not a host.")
+                        .and_close()
+                })
         })
         .transpose()?;
     if host.is_none() && uri.authority().is_none() {
-        let detail = if version >= Version::HTTP_2 { ":authority is missing." } else { "The Host header is missing." };
+        let detail = if version >= Version::HTTP_2 {
+            ":authority is missing."
+        } else {
+            "The Host header is missing."
+        };
         return Err(Refusal::new(Reason::MalformedRequest, detail).and_close());
     }
     if let Some(scheme) = uri.scheme_str()
         && scheme != connection.scheme()
     {
-        let detail = format!("The request says {scheme}, the connection is {}.", connection.scheme());
+        let detail = format!(
+            "The request says {scheme}, the connection is {}.",
+            connection.scheme()
+        );
         return Err(Refusal::new(Reason::AuthorityMismatch, detail));
     }
     for authority in host.iter().chain(uri.authority()) {
-        let named = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let named = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
         let same_host = Host::parse(named).is_ok_and(|named| named == connection.host);
         let same_port = match authority.port() {
             None => authority.as_str().ends_with(authority.host()),
@@ -185,12 +226,20 @@ fn check_authority(uri: &Uri, headers: &HeaderMap, version: Version, connection:
 /// The path and query: present, absolute, plain ASCII.
 fn target(uri: &Uri) -> Result<PathAndQuery, Refusal> {
     let ambiguous = |detail: &str| Refusal::new(Reason::AmbiguousRequest, detail);
-    let target = uri.path_and_query().ok_or_else(|| ambiguous("The request has no path."))?;
+    let target = uri
+        .path_and_query()
+        .ok_or_else(|| ambiguous("The request has no path."))?;
     if !target.path().starts_with('/') {
         return Err(ambiguous("The path does not begin with a slash."));
     }
-    if target.as_str().bytes().any(|byte| !byte.is_ascii_graphic() || byte == b'\\') {
-        return Err(ambiguous("The path or query holds a byte that must be percent-encoded."));
+    if target
+        .as_str()
+        .bytes()
+        .any(|byte| !byte.is_ascii_graphic() || byte == b'\\')
+    {
+        return Err(ambiguous(
+            "The path or query holds a byte that must be percent-encoded.",
+        ));
     }
     Ok(target.clone())
 }
@@ -199,11 +248,20 @@ fn target(uri: &Uri) -> Result<PathAndQuery, Refusal> {
 /// proxy to drop its `Host` or `Authorization` on the way is an attack on what was decided.
 fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refusal> {
     for value in headers.get_all(CONNECTION) {
-        let text = value
-            .to_str()
-            .map_err(|_| Refusal::new(Reason::MalformedRequest, "The Connection header is not text."))?;
-        for token in text.split(',').map(str::trim).filter(|token| !token.is_empty()) {
-            let known = HOP_BY_HOP.iter().any(|name| name.as_str().eq_ignore_ascii_case(token));
+        let text = value.to_str().map_err(|_| {
+            Refusal::new(
+                Reason::MalformedRequest,
+                "The Connection header is not text.",
+            )
+        })?;
+        for token in text
+            .split(',')
+            .map(str::trim)
+            .filter(|token| !token.is_empty())
+        {
+            let known = HOP_BY_HOP
+                .iter()
+                .any(|name| name.as_str().eq_ignore_ascii_case(token));
             if !known && !token.eq_ignore_ascii_case("close") {
                 let detail = format!("Connection names {token}, which does not belong to one hop.");
                 return Err(Refusal::new(Reason::AmbiguousRequest, detail));
@@ -211,7 +269,10 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refusal> {
         }
     }
     // gRPC needs `te: trailers`, which only promises that trailers are understood.
-    let trailers = headers.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    let trailers = headers
+        .get_all(TE)
+        .iter()
+        .any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }

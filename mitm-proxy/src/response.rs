@@ -37,9 +37,11 @@ pub(crate) struct Relayed {
     incoming: Incoming,
     scrubber: Scrubber,
     lent: bool,
-    /// What the scrubber still held back when the body ended, trailers after it.
-    tail: Option<HeaderMap>,
-    drained: bool,
+    /// Bytes that are still to come, where upstream said how many.
+    left: Option<u64>,
+    flushed: bool,
+    /// Kept until what the scrubber held back has gone before them.
+    trailers: Option<HeaderMap>,
     silence: Pin<Box<Sleep>>,
     patience: Duration,
     received: Tally,
@@ -64,6 +66,9 @@ pub(crate) struct Debt {
 impl Debt {
     /// The answer was relayed whole.
     fn relayed(&mut self) {
+        if self.owed.is_none() {
+            return;
+        }
         self.settle(None, None, false);
         self.meter.stage(Stage::Whole, self.started.elapsed());
     }
@@ -120,19 +125,23 @@ pub(crate) fn relay(
     parts.extensions.clear();
     let received = Tally::default();
     debt.received = Some(received.clone());
-    let body = Relayed {
+    let mut body = Relayed {
+        left: incoming.size_hint().exact(),
         incoming,
         scrubber,
         lent,
-        tail: None,
-        drained: false,
+        flushed: false,
+        trailers: None,
         silence: Box::pin(tokio::time::sleep(patience)),
         patience,
         received,
         debt,
         connection: Some(connection),
     };
-    Ok(Response::from_parts(parts, ResponseBody::Relayed(Box::new(body))))
+    Ok(Response::from_parts(
+        parts,
+        ResponseBody::Relayed(Box::new(body)),
+    ))
 }
 
 /// An answer that cannot be scrubbed.
@@ -173,13 +182,6 @@ fn clean(headers: &mut HeaderMap, scrubber: Option<&Scrubber>) {
 impl Relayed {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         loop {
-            if self.drained {
-                let trailers = self.tail.take().map(|trailers| Ok(Frame::trailers(trailers)));
-                if trailers.is_none() {
-                    self.end();
-                }
-                return Poll::Ready(trailers);
-            }
             match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Pending => {
                     if self.silence.as_mut().poll(cx).is_pending() {
@@ -189,7 +191,8 @@ impl Relayed {
                     return Poll::Ready(Some(Err(RelayError::Silent)));
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    self.debt.fail(Reason::UpstreamUnreachable, &format!("Upstream broke off its answer: {error}."));
+                    let detail = format!("Upstream broke off its answer: {error}.");
+                    self.debt.fail(Reason::UpstreamUnreachable, &detail);
                     return Poll::Ready(Some(Err(RelayError::Upstream(error))));
                 }
                 Poll::Ready(Some(Ok(frame))) => {
@@ -197,8 +200,7 @@ impl Relayed {
                     self.silence.as_mut().reset(next);
                     match frame.into_data() {
                         Ok(data) => {
-                            self.received.add(&data);
-                            let data = if self.lent { self.scrubber.push(data) } else { data };
+                            let data = self.pass(data);
                             if !data.is_empty() {
                                 return Poll::Ready(Some(Ok(Frame::data(data))));
                             }
@@ -206,21 +208,49 @@ impl Relayed {
                         Err(frame) => {
                             let mut trailers = frame.into_trailers().unwrap_or_default();
                             clean(&mut trailers, self.lent.then_some(&self.scrubber));
-                            self.tail = Some(trailers);
+                            self.trailers = Some(trailers);
                         }
                     }
                 }
                 Poll::Ready(None) => {
-                    self.drained = true;
-                    let rest = if self.lent { self.scrubber.finish() } else { Bytes::new() };
+                    let rest = self.flush();
                     if !rest.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(rest))));
                     }
+                    let trailers = self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)));
+                    if trailers.is_none() {
+                        self.end();
+                    }
+                    return Poll::Ready(trailers);
                 }
             }
         }
     }
 
+    /// Counts and scrubs one piece. With the last piece of a body whose length is known, everything is over: an HTTP/1
+    /// server stops asking once it has written that many bytes.
+    fn pass(&mut self, data: Bytes) -> Bytes {
+        self.received.add(&data);
+        self.left = self.left.map(|left| left.saturating_sub(u64::try_from(data.len()).unwrap_or(u64::MAX)));
+        let data = if self.lent { self.scrubber.push(data) } else { data };
+        if self.left != Some(0) {
+            return data;
+        }
+        let rest = self.flush();
+        self.end();
+        if rest.is_empty() { data } else { [data, rest].concat().into() }
+    }
+
+    /// What the scrubber held back; nothing the second time.
+    fn flush(&mut self) -> Bytes {
+        if self.lent && !self.flushed {
+            self.flushed = true;
+            return self.scrubber.finish();
+        }
+        Bytes::new()
+    }
+
+    /// The answer is over in order: says so once, and the connection can serve the next call.
     fn end(&mut self) {
         self.debt.relayed();
         if let Some(connection) = self.connection.take() {
@@ -248,9 +278,14 @@ impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = RelayError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         match self.get_mut() {
-            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Whole(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map_err(|never| match never {}),
             Self::Relayed(body) => body.poll_frame(cx),
         }
     }
@@ -258,8 +293,7 @@ impl HttpBody for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(body) => body.is_end_stream(),
-            // Never early: the end is where the outcome is written.
-            Self::Relayed(_) => false,
+            Self::Relayed(body) => body.incoming.is_end_stream() && body.trailers.is_none() && body.debt.owed.is_none(),
         }
     }
 
@@ -271,4 +305,3 @@ impl HttpBody for ResponseBody {
         }
     }
 }
-

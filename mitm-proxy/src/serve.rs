@@ -34,12 +34,25 @@ impl Proxy {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let settings = self.settings();
         let mut request = Request::parse(incoming, connection)?;
-        let call = capability::map(&self.bundle(), connection, &mut request, &settings.limits).await?;
+        let call =
+            capability::map(&self.bundle(), connection, &mut request, &settings.limits).await?;
         let decision = self.decide(call, connection);
-        let patience = Patience { settings: &settings, meter: self.meter() };
-        let again = |held: Held, grant| self.bundle().decide(held.into_call(), &self.facts(connection), Some(grant));
-        let permit = self.approvals().settle(decision, &mut request.body, patience, again).await?;
-        let recorded = self.ledger().intent(permit, notes.intent(connection, &request)).await?;
+        let patience = Patience {
+            settings: &settings,
+            meter: self.meter(),
+        };
+        let again = |held: Held, grant| {
+            self.bundle()
+                .decide(held.into_call(), &self.facts(connection), Some(grant))
+        };
+        let permit = self
+            .approvals()
+            .settle(decision, &mut request.body, patience, again)
+            .await?;
+        let recorded = self
+            .ledger()
+            .intent(permit, notes.intent(connection, &request))
+            .await?;
         let departure = Departure::of(connection, &request, &settings, notes.started);
         let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
         self.upstream().send(armed, departure).await
@@ -58,7 +71,12 @@ impl Proxy {
         }
     }
 
-    async fn refuse(&self, connection: &Connection, notes: &Notes, refusal: Refusal) -> Response<ResponseBody> {
+    async fn refuse(
+        &self,
+        connection: &Connection,
+        notes: &Notes,
+        refusal: Refusal,
+    ) -> Response<ResponseBody> {
         let agent = &connection.workload.agent;
         let mut refusal = refusal;
         if !refusal.recorded {
@@ -71,7 +89,8 @@ impl Proxy {
                 refusal = error.into();
             }
         }
-        self.meter().refused(Some(&agent.tenant), Some(agent), refusal.reason);
+        self.meter()
+            .refused(Some(&agent.tenant), Some(agent), refusal.reason);
         self.meter().stage(Stage::Whole, notes.started.elapsed());
         tracing::debug!(%agent, reason = %refusal.reason, detail = %refusal.detail, "refused");
         refusal.response(notes.version)
@@ -98,11 +117,18 @@ impl Proxy {
     }
 
     fn facts(&self, connection: &Connection) -> Facts {
-        Facts { now: clock::now(), disabled: self.workloads().is_disabled(&connection.workload.agent) }
+        Facts {
+            now: clock::now(),
+            disabled: self.workloads().is_disabled(&connection.workload.agent),
+        }
     }
 
     /// Lends the credential; a refusal here comes after the intent, so that it is recorded as its outcome.
-    fn lend(&self, request: http::Request<Body>, recorded: Recorded) -> Result<Armed<Body>, Refusal> {
+    fn lend(
+        &self,
+        request: http::Request<Body>,
+        recorded: Recorded,
+    ) -> Result<Armed<Body>, Refusal> {
         self.vault().lend(request, recorded).map_err(|error| {
             let refusal = Refusal::new(error.reason(), error.to_string()).already_recorded();
             let outcome = Outcome {
@@ -129,7 +155,12 @@ struct Notes {
 impl Notes {
     fn of(incoming: &http::Request<Incoming>) -> Self {
         let host = incoming.uri().authority().map(ToString::to_string);
-        let header = || incoming.headers().get(HOST).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let header = || {
+            incoming
+                .headers()
+                .get(HOST)
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
         Self {
             started: Instant::now(),
             version: incoming.version(),

@@ -80,19 +80,31 @@ pub(crate) struct Failed {
 
 impl Failed {
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self {
+            reason,
+            detail: detail.into(),
+        }
     }
 }
 
 impl Upstream {
     pub(crate) fn new(tls: Arc<ClientConfig>, ledger: Ledger, meter: Arc<dyn Meter>) -> Self {
-        Self { pool: Pool::default(), tls: RwLock::new(tls), resolved: RwLock::default(), ledger, meter }
+        Self {
+            pool: Pool::default(),
+            tls: RwLock::new(tls),
+            resolved: RwLock::default(),
+            ledger,
+            meter,
+        }
     }
 
     /// Roots or fixed addresses changed: nothing that was opened or looked up before counts any more.
     pub(crate) fn replace(&self, tls: Arc<ClientConfig>) {
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
-        self.resolved.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.resolved
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         self.pool.clear();
     }
 
@@ -101,7 +113,10 @@ impl Upstream {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
             self.pool.sweep(idle);
-            let mut resolved = self.resolved.write().unwrap_or_else(PoisonError::into_inner);
+            let mut resolved = self
+                .resolved
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             resolved.retain(|_, entry| entry.at.elapsed() < idle);
         }
     }
@@ -112,7 +127,9 @@ impl Upstream {
         armed: Armed<Body>,
         departure: Departure<'_>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let credential = armed.credential().map(|(id, version)| (id.clone(), version));
+        let credential = armed
+            .credential()
+            .map(|(id, version)| (id.clone(), version));
         let (mut request, scrubber, owed) = armed.into_parts();
         let mut debt = Debt {
             owed: Some(owed),
@@ -132,9 +149,18 @@ impl Upstream {
         self.meter.stage(Stage::Upstream, debt.departed.elapsed());
         let failed = match answer {
             Ok((answer, connection)) => {
-                match relay(answer, scrubber, debt, connection, departure.settings.limits.silence) {
+                match relay(
+                    answer,
+                    scrubber,
+                    debt,
+                    connection,
+                    departure.settings.limits.silence,
+                ) {
                     Ok(response) => return Ok(response),
-                    Err(EncodedAnswer { encoding, debt: unsettled }) => {
+                    Err(EncodedAnswer {
+                        encoding,
+                        debt: unsettled,
+                    }) => {
                         debt = unsettled;
                         let detail = format!(
                             "Upstream encoded its answer ({encoding}) although it was asked not to; the lent credential \
@@ -163,14 +189,22 @@ impl Upstream {
             let outbound = for_sender(request, &connection.sender, departure)?;
             let sending = connection.sender.send(outbound);
             let failed = match timeout(limits.answer, sending).await {
-                Err(_) => return Err(Failed::new(Reason::UpstreamTimeout, "Upstream did not answer in time.")),
+                Err(_) => {
+                    return Err(Failed::new(
+                        Reason::UpstreamTimeout,
+                        "Upstream did not answer in time.",
+                    ));
+                }
                 Ok(Ok(answer)) => return Ok((answer, connection)),
                 Ok(Err(failed)) => failed,
             };
             match failed.unsent {
                 Some(unsent) if connection.reused => request = back_to_origin_form(*unsent),
                 _ => {
-                    let detail = format!("The call to {} broke off: {}.", departure.endpoint, failed.error);
+                    let detail = format!(
+                        "The call to {} broke off: {}.",
+                        departure.endpoint, failed.error
+                    );
                     return Err(Failed::new(Reason::UpstreamUnreachable, detail));
                 }
             }
@@ -188,14 +222,24 @@ impl Upstream {
             secure: departure.secure,
         };
         for address in addresses.iter() {
-            if let Some(kept) = self.pool.take(&key(*address), limits.idle, limits.idle_connections) {
+            if let Some(kept) = self
+                .pool
+                .take(&key(*address), limits.idle, limits.idle_connections)
+            {
                 return Ok(kept);
             }
         }
-        let mut last = Failed::new(Reason::UpstreamUnreachable, format!("{} has no address.", departure.endpoint));
+        let mut last = Failed::new(
+            Reason::UpstreamUnreachable,
+            format!("{} has no address.", departure.endpoint),
+        );
         for address in addresses.iter() {
             match self.connect(*address, departure).await {
-                Ok(sender) => return Ok(self.pool.adopt(sender, &key(*address), limits.idle_connections)),
+                Ok(sender) => {
+                    return Ok(self
+                        .pool
+                        .adopt(sender, &key(*address), limits.idle_connections));
+                }
                 // The name is wrong or the peer is: another address would only hide it.
                 Err(failed) if failed.reason == Reason::UpstreamCertificate => return Err(failed),
                 Err(failed) => last = failed,
@@ -213,20 +257,40 @@ impl Upstream {
             }
         }
         let fixed = departure.settings.connect_to.get(departure.endpoint);
-        let entry = resolve(departure.endpoint, fixed.map(String::as_str), departure.settings.limits.connect).await?;
+        let entry = resolve(
+            departure.endpoint,
+            fixed.map(String::as_str),
+            departure.settings.limits.connect,
+        )
+        .await?;
         let addresses = Arc::clone(&entry.addresses);
-        self.resolved.write().unwrap_or_else(PoisonError::into_inner).insert(departure.endpoint.clone(), entry);
+        self.resolved
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(departure.endpoint.clone(), entry);
         Ok(addresses)
     }
 
-    async fn connect(&self, address: SocketAddr, departure: &Departure<'_>) -> Result<Sender, Failed> {
+    async fn connect(
+        &self,
+        address: SocketAddr,
+        departure: &Departure<'_>,
+    ) -> Result<Sender, Failed> {
         let limits = &departure.settings.limits;
         let endpoint = departure.endpoint;
         let stream = timeout(limits.connect, TcpStream::connect(address))
             .await
-            .map_err(|_| Failed::new(Reason::UpstreamTimeout, format!("No connection to {endpoint} in time.")))?
+            .map_err(|_| {
+                Failed::new(
+                    Reason::UpstreamTimeout,
+                    format!("No connection to {endpoint} in time."),
+                )
+            })?
             .map_err(|error| {
-                Failed::new(Reason::UpstreamUnreachable, format!("No connection to {endpoint}: {error}."))
+                Failed::new(
+                    Reason::UpstreamUnreachable,
+                    format!("No connection to {endpoint}: {error}."),
+                )
             })?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY towards upstream");
@@ -236,27 +300,49 @@ impl Upstream {
                 return handshake(stream, false, limits.head_bytes, limits.headers).await;
             }
             let name = ServerName::try_from(endpoint.host.to_string()).map_err(|_| {
-                Failed::new(Reason::UpstreamCertificate, format!("{endpoint} cannot be verified by name."))
+                Failed::new(
+                    Reason::UpstreamCertificate,
+                    format!("{endpoint} cannot be verified by name."),
+                )
             })?;
             let tls = Arc::clone(&self.tls.read().unwrap_or_else(PoisonError::into_inner));
-            let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(|error| {
-                Failed::new(verify::upstream_reason(&error), format!("The TLS handshake with {endpoint} failed: {error}."))
-            })?;
+            let stream = TlsConnector::from(tls)
+                .connect(name, stream)
+                .await
+                .map_err(|error| {
+                    Failed::new(
+                        verify::upstream_reason(&error),
+                        format!("The TLS handshake with {endpoint} failed: {error}."),
+                    )
+                })?;
             let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
             handshake(stream, h2, limits.head_bytes, limits.headers).await
         };
         timeout(limits.upstream_handshake, shake)
             .await
-            .map_err(|_| Failed::new(Reason::UpstreamTimeout, format!("No handshake with {endpoint} in time.")))?
+            .map_err(|_| {
+                Failed::new(
+                    Reason::UpstreamTimeout,
+                    format!("No handshake with {endpoint} in time."),
+                )
+            })?
     }
 }
 
-async fn handshake<IO>(io: IO, h2: bool, head_bytes: usize, headers: usize) -> Result<Sender, Failed>
+async fn handshake<IO>(
+    io: IO,
+    h2: bool,
+    head_bytes: usize,
+    headers: usize,
+) -> Result<Sender, Failed>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let failed = |error: hyper::Error| {
-        Failed::new(Reason::UpstreamUnreachable, format!("The HTTP handshake with upstream failed: {error}."))
+        Failed::new(
+            Reason::UpstreamUnreachable,
+            format!("The HTTP handshake with upstream failed: {error}."),
+        )
     };
     let io = TokioIo::new(io);
     if h2 {
@@ -295,7 +381,10 @@ impl Sender {
         };
         result.map_err(|mut error| {
             let unsent = error.take_message().map(Box::new);
-            Unsent { error: error.into_error(), unsent }
+            Unsent {
+                error: error.into_error(),
+                unsent,
+            }
         })
     }
 }
@@ -323,12 +412,22 @@ fn for_sender(
             parts.headers.remove(http::header::TE);
         }
         Sender::Http2(_) => {
-            let not_written = || Failed::new(Reason::UpstreamUnreachable, "The request cannot be written as HTTP/2.");
+            let not_written = || {
+                Failed::new(
+                    Reason::UpstreamUnreachable,
+                    "The request cannot be written as HTTP/2.",
+                )
+            };
             parts.version = Version::HTTP_2;
             let authority = parts.headers.remove(HOST).ok_or_else(not_written)?;
             let mut uri = parts.uri.into_parts();
-            uri.authority = Some(Authority::try_from(authority.as_bytes()).map_err(|_| not_written())?);
-            uri.scheme = Some(if departure.secure { Scheme::HTTPS } else { Scheme::HTTP });
+            uri.authority =
+                Some(Authority::try_from(authority.as_bytes()).map_err(|_| not_written())?);
+            uri.scheme = Some(if departure.secure {
+                Scheme::HTTPS
+            } else {
+                Scheme::HTTP
+            });
             parts.uri = Uri::from_parts(uri).map_err(|_| not_written())?;
         }
     }

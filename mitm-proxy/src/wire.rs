@@ -26,19 +26,29 @@ pub(crate) struct Watched<IO> {
 impl<IO> Watched<IO> {
     /// Watches an HTTP/1 stream.
     pub(crate) fn new(io: IO, flaw: Flaw, head_limit: usize) -> Self {
-        Self { io, framing: Framing::new(flaw, head_limit) }
+        Self {
+            io,
+            framing: Framing::new(flaw, head_limit),
+        }
     }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let read = Pin::new(&mut this.io).poll_read(cx, buf);
         if let Poll::Ready(Ok(())) = &read {
             let fresh = buf.filled().get(before..).unwrap_or_default();
             if this.framing.read(fresh) == Verdict::Cut {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the body's framing is broken")));
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the body's framing is broken",
+                )));
             }
         }
         read
@@ -46,7 +56,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
 }
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
 
@@ -112,7 +126,12 @@ const CHUNK_LINE: usize = 256;
 
 impl Framing {
     pub(crate) fn new(flaw: Flaw, head_limit: usize) -> Self {
-        Self { state: State::Head, line: Vec::new(), head_limit, flaw }
+        Self {
+            state: State::Head,
+            line: Vec::new(),
+            head_limit,
+            flaw,
+        }
     }
 
     /// Reads on; records the first flaw.
@@ -158,7 +177,11 @@ impl Framing {
                 if self.take_line(bytes, CHUNK_LINE)? {
                     let size = chunk_size(&self.line)?;
                     self.line.clear();
-                    self.state = if size == 0 { State::Trailers } else { State::Chunk(size) };
+                    self.state = if size == 0 {
+                        State::Trailers
+                    } else {
+                        State::Chunk(size)
+                    };
                 }
             }
             State::Trailers => {
@@ -215,9 +238,17 @@ fn skip(bytes: &mut &[u8], left: u64) -> u64 {
 
 fn chunk_size(line: &[u8]) -> Result<u64, &'static str> {
     let text = std::str::from_utf8(line).map_err(|_| "a chunk size is not text")?;
-    let text = text.strip_suffix("\r\n").ok_or("a chunk size does not end in CRLF")?;
-    let digits = text.split_once(';').map_or(text, |(digits, _)| digits).trim_end_matches([' ', '\t']);
-    if digits.is_empty() || digits.len() > 15 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) || text.contains('\r')
+    let text = text
+        .strip_suffix("\r\n")
+        .ok_or("a chunk size does not end in CRLF")?;
+    let digits = text
+        .split_once(';')
+        .map_or(text, |(digits, _)| digits)
+        .trim_end_matches([' ', '\t']);
+    if digits.is_empty()
+        || digits.len() > 15
+        || !digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+        || text.contains('\r')
     {
         return Err("a chunk size is not a plain hexadecimal number");
     }
@@ -238,21 +269,29 @@ fn framing_of(head: &[u8]) -> Result<State, &'static str> {
         if line.starts_with(b" ") || line.starts_with(b"\t") {
             return Err("a header is folded over two lines");
         }
-        let colon = line.iter().position(|byte| *byte == b':').ok_or("a header line has no colon")?;
+        let colon = line
+            .iter()
+            .position(|byte| *byte == b':')
+            .ok_or("a header line has no colon")?;
         let (name, value) = line.split_at(colon);
         let value = value.get(1..).unwrap_or_default().trim_ascii();
         if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
             return Err("a header name holds a byte that names cannot hold");
         }
         if name.eq_ignore_ascii_case(b"content-length") {
-            let digits = std::str::from_utf8(value).map_err(|_| "Content-Length is not a number")?;
+            let digits =
+                std::str::from_utf8(value).map_err(|_| "Content-Length is not a number")?;
             if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
                 return Err("Content-Length is not a plain decimal number");
             }
             if length.is_some() {
                 return Err("Content-Length stands twice");
             }
-            length = Some(digits.parse().map_err(|_| "Content-Length is not a plain decimal number")?);
+            length = Some(
+                digits
+                    .parse()
+                    .map_err(|_| "Content-Length is not a plain decimal number")?,
+            );
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             if chunked {
                 return Err("Transfer-Encoding stands twice");
@@ -341,7 +380,11 @@ mod tests {
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
         ];
         for bytes in bad {
-            assert!(flaw_of(bytes).is_some(), "{}", String::from_utf8_lossy(bytes));
+            assert!(
+                flaw_of(bytes).is_some(),
+                "{}",
+                String::from_utf8_lossy(bytes)
+            );
         }
     }
 }

@@ -34,7 +34,11 @@ pub struct Workloads {
 
 impl Default for Workloads {
     fn default() -> Self {
-        Self { live: RwLock::default(), disabled: RwLock::default(), changed: watch::Sender::new(0) }
+        Self {
+            live: RwLock::default(),
+            disabled: RwLock::default(),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -47,12 +51,19 @@ impl Workloads {
 
     /// Adds a workload; from here on its connections are served. Replaces an entry of the same id.
     pub fn insert(&self, workload: Workload) {
-        self.live.write().unwrap_or_else(PoisonError::into_inner).insert(workload.id, workload);
+        self.live
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(workload.id, workload);
     }
 
     /// Removes a workload that has ended; its open connections are cut.
     pub fn remove(&self, id: WorkloadId) -> Option<Workload> {
-        let removed = self.live.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let removed = self
+            .live
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
         self.announce();
         removed
     }
@@ -60,14 +71,23 @@ impl Workloads {
     /// The workload of this id, if it is live.
     #[must_use]
     pub fn get(&self, id: WorkloadId) -> Option<Workload> {
-        self.live.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.live
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
     }
 
     /// All live workloads, ordered by id.
     #[must_use]
     pub fn list(&self) -> Vec<Workload> {
-        let mut all: Vec<Workload> =
-            self.live.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all: Vec<Workload> = self
+            .live
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect();
         all.sort_by_key(|workload| workload.id);
         all
     }
@@ -75,7 +95,10 @@ impl Workloads {
     /// The kill switch: a disabled agent's calls are refused and its open connections cut.
     pub fn set_disabled(&self, agent: &AgentId, disabled: bool) {
         {
-            let mut set = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
+            let mut set = self
+                .disabled
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             if disabled {
                 set.insert(agent.clone());
             } else {
@@ -88,7 +111,10 @@ impl Workloads {
     /// Whether the kill switch is on for this agent.
     #[must_use]
     pub fn is_disabled(&self, agent: &AgentId) -> bool {
-        self.disabled.read().unwrap_or_else(PoisonError::into_inner).contains(agent)
+        self.disabled
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(agent)
     }
 
     /// Returns when the workload may no longer hold a connection: it ended, or its agent was disabled.
@@ -105,6 +131,7 @@ impl Workloads {
     }
 
     fn announce(&self) {
-        self.changed.send_modify(|generation| *generation = generation.wrapping_add(1));
+        self.changed
+            .send_modify(|generation| *generation = generation.wrapping_add(1));
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use audit::{ApprovalEvent, AuditError, Ledger};
 use policies::{
-    AgentId, Answer, AnswerError, Approval, ApprovalId, ApprovalState, Digest, Grant, Held, Timestamp,
+    AgentId, Answer, AnswerError, Approval, ApprovalId, ApprovalState, Digest, Grant, Held,
+    Timestamp,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -75,7 +76,15 @@ impl Approvals {
         let book = ledger
             .open_approvals()?
             .into_iter()
-            .map(|approval| (approval.id, Entry { state: watch::Sender::new(approval.state), approval }))
+            .map(|approval| {
+                (
+                    approval.id,
+                    Entry {
+                        state: watch::Sender::new(approval.state),
+                        approval,
+                    },
+                )
+            })
             .collect();
         Ok(Self(Arc::new(Shared {
             ledger,
@@ -88,7 +97,11 @@ impl Approvals {
     /// All approvals in the book, the oldest request first; those that are over stay for a day.
     #[must_use]
     pub fn list(&self) -> Vec<Approval> {
-        let mut all: Vec<Approval> = self.book().values().map(|entry| entry.approval.clone()).collect();
+        let mut all: Vec<Approval> = self
+            .book()
+            .values()
+            .map(|entry| entry.approval.clone())
+            .collect();
         all.sort_by_key(|approval| (approval.requested_at, approval.id));
         all
     }
@@ -102,7 +115,10 @@ impl Approvals {
     /// How many wait for an answer.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.book().values().filter(|entry| entry.approval.state == ApprovalState::Pending).count()
+        self.book()
+            .values()
+            .filter(|entry| entry.approval.state == ApprovalState::Pending)
+            .count()
     }
 
     /// Every change from now on: requested, answered, expired, used.
@@ -123,7 +139,10 @@ impl Approvals {
             let _writing = this.0.writes.lock().await;
             let mut approval = this.show(&id).ok_or(AnswerFailure::Unknown(id))?;
             approval.answer(answer)?;
-            this.0.ledger.approval(ApprovalEvent::Answered, &approval).await?;
+            this.0
+                .ledger
+                .approval(ApprovalEvent::Answered, &approval)
+                .await?;
             this.put(approval.clone());
             Ok(approval)
         });
@@ -148,14 +167,23 @@ impl Approvals {
             .collect();
         for id in due {
             let _writing = self.0.writes.lock().await;
-            let Some(mut approval) = self.show(&id) else { continue };
+            let Some(mut approval) = self.show(&id) else {
+                continue;
+            };
             if !approval.expire(now) {
                 continue;
             }
             // A failed write leaves it in the book as it was; it grants nothing after its deadline anyway.
-            match self.0.ledger.approval(ApprovalEvent::Expired, &approval).await {
+            match self
+                .0
+                .ledger
+                .approval(ApprovalEvent::Expired, &approval)
+                .await
+            {
                 Ok(_) => self.put(approval),
-                Err(error) => tracing::error!(%id, %error, "an expired approval could not be recorded"),
+                Err(error) => {
+                    tracing::error!(%id, %error, "an expired approval could not be recorded")
+                }
             }
         }
         self.forget(now);
@@ -172,7 +200,10 @@ impl Approvals {
                     entry.state.send_replace(state);
                 }
                 None => {
-                    let entry = Entry { approval: approval.clone(), state: watch::Sender::new(state) };
+                    let entry = Entry {
+                        approval: approval.clone(),
+                        state: watch::Sender::new(state),
+                    };
                     book.insert(approval.id, entry);
                 }
             }
@@ -188,7 +219,10 @@ impl Approvals {
         let mut pending = None;
         {
             let mut book = self.book();
-            for entry in book.values_mut().filter(|entry| entry.approval.digest == digest) {
+            for entry in book
+                .values_mut()
+                .filter(|entry| entry.approval.digest == digest)
+            {
                 match entry.approval.state {
                     ApprovalState::Approved => {
                         if let Ok(grant) = entry.approval.take(held, body, now) {
@@ -215,15 +249,24 @@ impl Approvals {
     }
 
     fn pending_of(&self, agent: &AgentId) -> usize {
-        let pending = |entry: &&Entry| entry.approval.state == ApprovalState::Pending && entry.approval.agent == *agent;
+        let pending = |entry: &&Entry| {
+            entry.approval.state == ApprovalState::Pending && entry.approval.agent == *agent
+        };
         self.book().values().filter(pending).count()
     }
 
     /// Drops approvals that have been over for a day, and the oldest beyond the bound; the ledger keeps them all.
     fn forget(&self, now: Timestamp) {
-        let over = |approval: &Approval| !matches!(approval.state, ApprovalState::Pending | ApprovalState::Approved);
+        let over = |approval: &Approval| {
+            !matches!(
+                approval.state,
+                ApprovalState::Pending | ApprovalState::Approved
+            )
+        };
         let mut book = self.book();
-        book.retain(|_, entry| !over(&entry.approval) || now.since(entry.approval.expires_at) < REMEMBERED);
+        book.retain(|_, entry| {
+            !over(&entry.approval) || now.since(entry.approval.expires_at) < REMEMBERED
+        });
         let mut done: Vec<(Timestamp, ApprovalId)> = book
             .values()
             .filter(|entry| over(&entry.approval))

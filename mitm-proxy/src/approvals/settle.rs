@@ -5,7 +5,9 @@
 use std::time::{Duration, Instant};
 
 use audit::{ApprovalEvent, AuditError};
-use policies::{Approval, ApprovalId, ApprovalState, Decision, Digest, Grant, Held, Permit, Reason};
+use policies::{
+    Approval, ApprovalId, ApprovalState, Decision, Digest, Grant, Held, Permit, Reason,
+};
 use tokio::sync::watch;
 
 use super::{Approvals, Found};
@@ -45,7 +47,9 @@ impl Approvals {
             };
             let digest = Digest::of(&body.read_whole(limits.body_bytes, limits.body).await?);
             let left = patience.settings.hold.saturating_sub(started.elapsed());
-            let waited = self.wait(&held, &digest, limits.pending_approvals, left).await;
+            let waited = self
+                .wait(&held, &digest, limits.pending_approvals, left)
+                .await;
             if started.elapsed() > Duration::from_millis(1) {
                 patience.meter.stage(Stage::ApprovalWait, started.elapsed());
             }
@@ -55,7 +59,13 @@ impl Approvals {
     }
 
     /// Waits for a grant for this call, at most for `left`.
-    async fn wait(&self, held: &Held, body: &Digest, most: usize, left: Duration) -> Result<Grant, Refusal> {
+    async fn wait(
+        &self,
+        held: &Held,
+        body: &Digest,
+        most: usize,
+        left: Duration,
+    ) -> Result<Grant, Refusal> {
         let deadline = tokio::time::Instant::now() + left;
         loop {
             let (id, mut state) = match self.find(held, body, clock::now()) {
@@ -85,10 +95,12 @@ impl Approvals {
         most: usize,
     ) -> Result<(ApprovalId, watch::Receiver<ApprovalState>), Refusal> {
         let entropy = clock::entropy().map_err(|error| {
-            let detail = format!("The call needs a person's approval, which could not be named: {error}.");
+            let detail =
+                format!("The call needs a person's approval, which could not be named: {error}.");
             Refusal::new(Reason::Overloaded, detail).of_call(held.call())
         })?;
-        let approval = Approval::request(held, body, ApprovalId::from_entropy(entropy), clock::now());
+        let approval =
+            Approval::request(held, body, ApprovalId::from_entropy(entropy), clock::now());
         let this = self.clone();
         // Detached: a client that hangs up must not leave a stored approval that the book does not know.
         let write = tokio::spawn(async move {
@@ -96,7 +108,10 @@ impl Approvals {
             let twin = this
                 .book()
                 .values()
-                .find(|entry| entry.approval.digest == approval.digest && entry.approval.state == ApprovalState::Pending)
+                .find(|entry| {
+                    entry.approval.digest == approval.digest
+                        && entry.approval.state == ApprovalState::Pending
+                })
                 .map(|entry| (entry.approval.id, entry.state.subscribe()));
             if let Some(twin) = twin {
                 return Ok(twin);
@@ -104,7 +119,11 @@ impl Approvals {
             if this.pending_of(&approval.agent) >= most {
                 return Err(NotAsked::TooMany);
             }
-            this.0.ledger.approval(ApprovalEvent::Requested, &approval).await.map_err(NotAsked::Audit)?;
+            this.0
+                .ledger
+                .approval(ApprovalEvent::Requested, &approval)
+                .await
+                .map_err(NotAsked::Audit)?;
             let id = approval.id;
             this.put(approval);
             let state = this.book().get(&id).map(|entry| entry.state.subscribe());
@@ -139,15 +158,26 @@ fn required(held: &Held, id: ApprovalId) -> Refusal {
 }
 
 fn denied(held: &Held, id: ApprovalId) -> Refusal {
-    let detail = format!("{} was asked for as {id} and a member of {} denied it.", held.call().capability(), groups(held));
+    let detail = format!(
+        "{} was asked for as {id} and a member of {} denied it.",
+        held.call().capability(),
+        groups(held)
+    );
     Refusal::held(Reason::ApprovalDenied, held, id, detail)
 }
 
 fn expired(held: &Held, id: ApprovalId) -> Refusal {
-    let detail = format!("{} was asked for as {id} and nobody answered in time.", held.call().capability());
+    let detail = format!(
+        "{} was asked for as {id} and nobody answered in time.",
+        held.call().capability()
+    );
     Refusal::held(Reason::ApprovalExpired, held, id, detail)
 }
 
 fn groups(held: &Held) -> String {
-    held.groups().iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+    held.groups()
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" and ")
 }

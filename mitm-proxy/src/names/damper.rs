@@ -29,7 +29,9 @@ struct Window {
 
 impl<K: Eq + Hash> Default for Damper<K> {
     fn default() -> Self {
-        Self { windows: Mutex::default() }
+        Self {
+            windows: Mutex::default(),
+        }
     }
 }
 
@@ -43,7 +45,11 @@ impl<K: Eq + Hash> Damper<K> {
                 return None;
             }
         }
-        let window = windows.entry(key).or_insert(Window { since: now, seen: 0, left_out: 0 });
+        let window = windows.entry(key).or_insert(Window {
+            since: now,
+            seen: 0,
+            left_out: 0,
+        });
         if now.duration_since(window.since) >= WINDOW {
             window.since = now;
             window.seen = 0;
@@ -71,7 +77,15 @@ mod tests {
         for _ in 0..7 {
             assert_eq!(damper.admit("name", start), None);
         }
-        assert_eq!(damper.admit("other", start), Some(0), "keys do not share a window");
-        assert_eq!(damper.admit("name", start + WINDOW), Some(7), "the next record says how many were left out");
+        assert_eq!(
+            damper.admit("other", start),
+            Some(0),
+            "keys do not share a window"
+        );
+        assert_eq!(
+            damper.admit("name", start + WINDOW),
+            Some(7),
+            "the next record says how many were left out"
+        );
     }
 }

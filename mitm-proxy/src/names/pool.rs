@@ -95,7 +95,11 @@ impl NamePool {
     /// The addresses of a name; new names get the slot of their hash, or the next free one.
     /// `None` when the tenant has as many names as it may have.
     pub(crate) fn assign(&self, tenant: &Tenant, host: &Host) -> Option<Synthetic> {
-        if let Some(table) = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(tenant)
+        if let Some(table) = self
+            .tenants
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(tenant)
             && let Some(slot) = table.by_name.get(host)
         {
             return Some(self.addresses(*slot));
@@ -105,7 +109,9 @@ impl NamePool {
         if let Some(slot) = table.by_name.get(host) {
             return Some(self.addresses(*slot));
         }
-        if table.by_name.len() >= self.limit || table.by_name.len() >= usize::try_from(self.slots).ok()? {
+        if table.by_name.len() >= self.limit
+            || table.by_name.len() >= usize::try_from(self.slots).ok()?
+        {
             return None;
         }
         let mut slot = self.preferred(tenant, host);
@@ -123,7 +129,6 @@ impl NamePool {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         tenants.get(tenant)?.by_slot.get(&slot).cloned()
     }
-
 
     fn slot(&self, address: IpAddr) -> Option<u32> {
         let slot = match address.to_canonical() {
@@ -143,7 +148,10 @@ impl NamePool {
     /// 1..=slots, from SHA-256(tenant, NUL, name).
     fn preferred(&self, tenant: &Tenant, host: &Host) -> u32 {
         let digest = Digest::of(format!("{tenant}\0{host}").as_bytes());
-        let number = digest.0.first_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+        let number = digest
+            .0
+            .first_chunk::<4>()
+            .map_or(0, |bytes| u32::from_be_bytes(*bytes));
         number % self.slots + 1
     }
 }

@@ -48,7 +48,10 @@ pub(crate) async fn udp(proxy: Proxy, socket: UdpSocket, stop: CancellationToken
                 continue;
             }
         };
-        let workload = proxy.origins().datagram(from).and_then(|origin| proxy.workloads().get(origin.workload));
+        let workload = proxy
+            .origins()
+            .datagram(from)
+            .and_then(|origin| proxy.workloads().get(origin.workload));
         let query = buffer.get(..length).unwrap_or_default();
         if let Some(answer) = proxy.resolve(query, workload.as_ref(), from).await
             && let Err(error) = socket.send_to(&answer, from).await
@@ -59,7 +62,12 @@ pub(crate) async fn udp(proxy: Proxy, socket: UdpSocket, stop: CancellationToken
 }
 
 /// Answers queries over TCP until `stop`.
-pub(crate) async fn tcp(proxy: Proxy, listener: TcpListener, tasks: TaskTracker, stop: CancellationToken) {
+pub(crate) async fn tcp(
+    proxy: Proxy,
+    listener: TcpListener,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
     let room = Arc::new(Semaphore::new(TCP_ROOM));
     loop {
         let accepted = tokio::select! {
@@ -70,7 +78,9 @@ pub(crate) async fn tcp(proxy: Proxy, listener: TcpListener, tasks: TaskTracker,
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            continue;
+        };
         let (proxy, stop) = (proxy.clone(), stop.clone());
         tasks.spawn(async move {
             tokio::select! {
@@ -88,13 +98,23 @@ async fn session(proxy: &Proxy, mut stream: TcpStream, from: SocketAddr) {
     let workload = origin.and_then(|origin| proxy.workloads().get(origin.workload));
     let mut query = Vec::new();
     loop {
-        let Ok(Ok(length)) = timeout(TCP_IDLE, stream.read_u16()).await else { return };
+        let Ok(Ok(length)) = timeout(TCP_IDLE, stream.read_u16()).await else {
+            return;
+        };
         query.resize(usize::from(length), 0);
-        let Ok(Ok(_)) = timeout(TCP_IDLE, stream.read_exact(&mut query)).await else { return };
-        let Some(answer) = proxy.resolve(&query, workload.as_ref(), from).await else { return };
-        let Ok(length) = u16::try_from(answer.len()) else { return };
+        let Ok(Ok(_)) = timeout(TCP_IDLE, stream.read_exact(&mut query)).await else {
+            return;
+        };
+        let Some(answer) = proxy.resolve(&query, workload.as_ref(), from).await else {
+            return;
+        };
+        let Ok(length) = u16::try_from(answer.len()) else {
+            return;
+        };
         let framed = [&length.to_be_bytes(), answer.as_slice()].concat();
-        let Ok(Ok(())) = timeout(TCP_IDLE, stream.write_all(&framed)).await else { return };
+        let Ok(Ok(())) = timeout(TCP_IDLE, stream.write_all(&framed)).await else {
+            return;
+        };
     }
 }
 
@@ -110,8 +130,15 @@ enum Settled {
 
 impl Proxy {
     /// The answer to one message; `None` where silence is right (an answer sent to us).
-    async fn resolve(&self, query: &[u8], workload: Option<&Workload>, from: SocketAddr) -> Option<Vec<u8>> {
-        let Ok(message) = Message::from_vec(query) else { return malformed(query) };
+    async fn resolve(
+        &self,
+        query: &[u8],
+        workload: Option<&Workload>,
+        from: SocketAddr,
+    ) -> Option<Vec<u8>> {
+        let Ok(message) = Message::from_vec(query) else {
+            return malformed(query);
+        };
         if message.metadata.message_type != MessageType::Query {
             return None;
         }
@@ -149,7 +176,8 @@ impl Proxy {
             Settled::NoSuchName => answer.metadata.response_code = ResponseCode::NXDomain,
             Settled::Refused(reason, detail) => {
                 answer.metadata.response_code = ResponseCode::Refused;
-                self.refuse_name(workload, reason, question, detail, from).await;
+                self.refuse_name(workload, reason, question, detail, from)
+                    .await;
             }
         }
         answer.to_vec().ok()
@@ -163,10 +191,13 @@ impl Proxy {
         let agent = &workload.agent;
         let text = question.name().to_ascii();
         let not_allowed = || {
-            let detail = format!("No connection of {agent} allows the name {text}; ask for one that does.");
+            let detail =
+                format!("No connection of {agent} allows the name {text}; ask for one that does.");
             Settled::Refused(Reason::NameNotAllowed, detail)
         };
-        let Ok(host) = Host::parse(text.trim_end_matches('.')) else { return not_allowed() };
+        let Ok(host) = Host::parse(text.trim_end_matches('.')) else {
+            return not_allowed();
+        };
         let bundle = self.bundle();
         if question.query_class() != DNSClass::IN || host.is_ip() {
             return not_allowed();
@@ -175,10 +206,17 @@ impl Proxy {
             // `api.example.com.corp.lan`: a search list at work. REFUSED would end the client's search before it tries
             // the name as it was given.
             let shorter = prefixes(&host).any(|prefix| bundle.resolves(agent, &prefix));
-            return if shorter { Settled::NoSuchName } else { not_allowed() };
+            return if shorter {
+                Settled::NoSuchName
+            } else {
+                not_allowed()
+            };
         }
         if !matches!(question.query_type(), RecordType::A | RecordType::AAAA) {
-            let detail = format!("{} records of {host} are not answered; only A and AAAA are.", question.query_type());
+            let detail = format!(
+                "{} records of {host} are not answered; only A and AAAA are.",
+                question.query_type()
+            );
             return Settled::Refused(Reason::QueryTypeRefused, detail);
         }
         let Some(addresses) = self.names().assign(&agent.tenant, &host) else {
@@ -201,14 +239,19 @@ impl Proxy {
         from: SocketAddr,
     ) {
         let agent = workload.map(|workload| &workload.agent);
-        self.meter().refused(agent.map(|agent| &agent.tenant), agent, reason);
+        self.meter()
+            .refused(agent.map(|agent| &agent.tenant), agent, reason);
         let name = question.name().to_ascii().to_ascii_lowercase();
         // Keyed by agent and not by name: names can be invented, one for each record that one wants to cause.
-        let Some(left_out) = self.damper().admit((agent.cloned(), reason, String::new()), Instant::now()) else {
+        let Some(left_out) = self
+            .damper()
+            .admit((agent.cloned(), reason, String::new()), Instant::now())
+        else {
             tracing::debug!(%name, %from, %reason, "name refused, not recorded");
             return;
         };
-        self.record_refusal(workload, reason, name, detail, left_out).await;
+        self.record_refusal(workload, reason, name, detail, left_out)
+            .await;
     }
 }
 
@@ -216,7 +259,9 @@ impl Proxy {
 fn prefixes(host: &Host) -> impl Iterator<Item = Host> {
     let text = host.as_str();
     let dots: Vec<usize> = text.match_indices('.').map(|(at, _)| at).collect();
-    dots.into_iter().rev().filter_map(move |at| text.get(..at).and_then(|prefix| Host::parse(prefix).ok()))
+    dots.into_iter()
+        .rev()
+        .filter_map(move |at| text.get(..at).and_then(|prefix| Host::parse(prefix).ok()))
 }
 
 /// FORMERR for what has at least an id and is a query; nothing for less.
@@ -226,5 +271,11 @@ fn malformed(query: &[u8]) -> Option<Vec<u8>> {
     if rest.first()? & 0x80 != 0 {
         return None;
     }
-    Message::error_msg(u16::from_be_bytes(*id), OpCode::Query, ResponseCode::FormErr).to_vec().ok()
+    Message::error_msg(
+        u16::from_be_bytes(*id),
+        OpCode::Query,
+        ResponseCode::FormErr,
+    )
+    .to_vec()
+    .ok()
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use policies::{Host, Tenant};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use vault::{SealedError, Secret, Vault, VaultError};
@@ -76,9 +76,15 @@ impl Authority {
     pub(crate) fn open(vault: &Vault, tenant: &Tenant) -> Result<Self, CaError> {
         let stored = vault.sealed(tenant, LABEL, || make_root(tenant))?;
         let (key, certificate) = unpack(&stored).ok_or_else(|| CaError::Stored(tenant.clone()))?;
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(key), &PKCS_ECDSA_P256_SHA256)?;
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(
+            &PrivatePkcs8KeyDer::from(key),
+            &PKCS_ECDSA_P256_SHA256,
+        )?;
         let issuer = Issuer::new(root_params(tenant), key);
-        Ok(Self { certificate: CertificateDer::from(certificate), issuer })
+        Ok(Self {
+            certificate: CertificateDer::from(certificate),
+            issuer,
+        })
     }
 
     /// The root as PEM, for trust stores.
@@ -140,15 +146,25 @@ fn make_root(tenant: &Tenant) -> Result<Secret, CaError> {
 fn root_params(tenant: &Tenant) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "Sluice");
-    params.distinguished_name.push(DnType::CommonName, format!("Sluice CA of {tenant}").chars().take(64).collect::<String>());
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "Sluice");
+    params.distinguished_name.push(
+        DnType::CommonName,
+        format!("Sluice CA of {tenant}")
+            .chars()
+            .take(64)
+            .collect::<String>(),
+    );
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
 fn set_life(params: &mut CertificateParams, life: Duration) {
-    let start = SystemTime::now().checked_sub(BACKDATE).unwrap_or(SystemTime::UNIX_EPOCH);
+    let start = SystemTime::now()
+        .checked_sub(BACKDATE)
+        .unwrap_or(SystemTime::UNIX_EPOCH);
     params.not_before = start.into();
     params.not_after = (start + life).into();
 }
@@ -171,7 +187,8 @@ fn pack(key: &[u8], certificate: &[u8]) -> Vec<u8> {
 
 fn unpack(stored: &Secret) -> Option<(Vec<u8>, Vec<u8>)> {
     let (length, rest) = stored.expose().split_first_chunk::<4>()?;
-    let (key, certificate) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+    let (key, certificate) =
+        rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
     Some((key.to_vec(), certificate.to_vec()))
 }
 
@@ -180,10 +197,19 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let group = chunk.iter().enumerate().fold(0_u32, |sum, (at, byte)| sum | (u32::from(*byte) << (16 - 8 * at)));
+        let group = chunk.iter().enumerate().fold(0_u32, |sum, (at, byte)| {
+            sum | (u32::from(*byte) << (16 - 8 * at))
+        });
         for at in 0..4 {
             let index = usize::try_from((group >> (18 - 6 * at)) & 0x3f).unwrap_or(0);
-            text.push(if at <= chunk.len() { ALPHABET.get(index).copied().unwrap_or(b'=') } else { b'=' }.into());
+            text.push(
+                if at <= chunk.len() {
+                    ALPHABET.get(index).copied().unwrap_or(b'=')
+                } else {
+                    b'='
+                }
+                .into(),
+            );
         }
     }
     text

@@ -31,7 +31,10 @@ impl Leaves {
         Self {
             vault,
             authorities: Mutex::default(),
-            configs: Cache::builder().max_capacity(KEPT).time_to_live(FRESH).build(),
+            configs: Cache::builder()
+                .max_capacity(KEPT)
+                .time_to_live(FRESH)
+                .build(),
         }
     }
 
@@ -41,9 +44,15 @@ impl Leaves {
     }
 
     /// The TLS configuration for `name`; concurrent handshakes for one name wait for one signature.
-    pub(crate) async fn config(&self, tenant: &Tenant, name: &Host) -> Result<Arc<ServerConfig>, Arc<CaError>> {
+    pub(crate) async fn config(
+        &self,
+        tenant: &Tenant,
+        name: &Host,
+    ) -> Result<Arc<ServerConfig>, Arc<CaError>> {
         let key = (tenant.clone(), name.clone());
-        self.configs.try_get_with(key, async { self.make(tenant, name) }).await
+        self.configs
+            .try_get_with(key, async { self.make(tenant, name) })
+            .await
     }
 
     fn make(&self, tenant: &Tenant, name: &Host) -> Result<Arc<ServerConfig>, CaError> {
@@ -58,7 +67,10 @@ impl Leaves {
 
     fn authority(&self, tenant: &Tenant) -> Result<Arc<Authority>, CaError> {
         // The lock is held while a CA is opened, so that two handshakes cannot make two roots.
-        let mut authorities = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut authorities = self
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(authority) = authorities.get(tenant) {
             return Ok(Arc::clone(authority));
         }

@@ -27,7 +27,9 @@ pub enum RootsError {
 }
 
 /// The client configuration for upstream: system roots and `extra`, HTTP/2 preferred.
-pub(crate) fn client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, RootsError> {
+pub(crate) fn client_config(
+    extra: &[CertificateDer<'static>],
+) -> Result<Arc<ClientConfig>, RootsError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     let (added, unusable) = roots.add_parsable_certificates(system.certs);
@@ -35,7 +37,12 @@ pub(crate) fn client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<Cli
         tracing::warn!(unusable, errors = ?system.errors, "no system roots: only extra_roots can verify upstream");
     }
     for (at, root) in extra.iter().enumerate() {
-        roots.add(root.clone()).map_err(|source| RootsError::ExtraRoot { number: at + 1, source })?;
+        roots
+            .add(root.clone())
+            .map_err(|source| RootsError::ExtraRoot {
+                number: at + 1,
+                source,
+            })?;
     }
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?

@@ -1,0 +1,219 @@
+//! The way out: verified, bounded in time, at most once; and nothing leaves that could not be written down.
+
+mod support;
+
+use std::time::Duration;
+
+use policies::Reason;
+use support::upstream::Reply;
+use support::{HOST, Plan, World};
+
+async fn outcome_reason(world: &World) -> Option<Reason> {
+    let ended = |records: &[audit::Entry]| {
+        records
+            .iter()
+            .any(|entry| entry.line().contains("\"kind\":\"outcome\""))
+    };
+    world
+        .records_until(ended)
+        .await
+        .last()
+        .unwrap()
+        .record()
+        .reason
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_cannot_be_verified_gets_no_request() {
+    let world = World::planned(Plan {
+        trust_upstream: false,
+        ..Plan::default()
+    })
+    .await;
+    let answer = world.http1(HOST).await.call("GET", "/v1/charges", "").await;
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (502, "upstream_certificate"),
+        "{answer:?}"
+    );
+    assert!(world.upstream.seen().is_empty());
+    assert_eq!(
+        outcome_reason(&world).await,
+        Some(Reason::UpstreamCertificate)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fixed_address_does_not_change_who_is_verified() {
+    // The upstream's certificate names api.pay.test and files.pay.test; the agent asks for another name.
+    let plan = Plan {
+        tune: |settings| {
+            let address = settings.connect_to.values().next().unwrap().clone();
+            settings
+                .connect_to
+                .insert("other.pay.test:443".parse().unwrap(), address);
+        },
+        agent: AGENT_ANY,
+        ..Plan::default()
+    };
+    let world = World::planned(plan).await;
+    let answer = world
+        .http1("other.pay.test")
+        .await
+        .call_to("other.pay.test", "GET", "/v1/charges", "")
+        .await;
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (502, "upstream_certificate"),
+        "{answer:?}"
+    );
+    // Positive control: the same address under the name that the certificate holds.
+    let answer = world
+        .http1("files.pay.test")
+        .await
+        .call_to("files.pay.test", "GET", "/v1/charges", "")
+        .await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+const AGENT_ANY: &str = r#"
+tenant = "acme"
+name = "support"
+owner = "bob"
+stage = "write"
+
+[[connections]]
+name = "pay"
+connector = "pay"
+credential = "pay-live"
+hosts = ["*.pay.test"]
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_is_not_there_is_a_502() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let world = World::start().await;
+    let mut settings = mitm_proxy::Settings::default();
+    settings
+        .connect_to
+        .insert(format!("{HOST}:443").parse().unwrap(), closed.to_string());
+    world.proxy.replace_settings(settings).unwrap();
+    let answer = world.http1(HOST).await.call("GET", "/v1/charges", "").await;
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (502, "upstream_unreachable"),
+        "{answer:?}"
+    );
+    assert_eq!(
+        outcome_reason(&world).await,
+        Some(Reason::UpstreamUnreachable)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_says_nothing_is_a_504() {
+    // Accepts and then holds its tongue: the TLS handshake never ends.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let plan = Plan {
+        tune: |settings| settings.limits.upstream_handshake = Duration::from_millis(200),
+        redirect_upstream: false,
+        ..Plan::default()
+    };
+    let world = World::planned(plan).await;
+    let mut settings = mitm_proxy::Settings::default();
+    settings.limits.upstream_handshake = Duration::from_millis(200);
+    settings
+        .connect_to
+        .insert(format!("{HOST}:443").parse().unwrap(), address.to_string());
+    world.proxy.replace_settings(settings).unwrap();
+    let answer = world.http1(HOST).await.call("GET", "/v1/charges", "").await;
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (504, "upstream_timeout"),
+        "{answer:?}"
+    );
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hop_by_hop_headers_stay_on_their_hop() {
+    let world = World::start().await;
+    world.upstream.answers(Reply {
+        headers: vec![
+            ("keep-alive", "timeout=5".into()),
+            ("alt-svc", "h3=\":443\"".into()),
+            ("x-kept", "yes".into()),
+        ],
+        ..Reply::text("ok")
+    });
+    let mut client = world.http1(HOST).await;
+    let request = http::Request::get("/v1/charges")
+        .header("host", HOST)
+        .header("connection", "keep-alive, te")
+        .header("keep-alive", "timeout=5")
+        .header("te", "trailers")
+        .header("proxy-authorization", "Basic eDp5")
+        .header("x-kept", "yes")
+        .body(http_body_util::Full::new(bytes::Bytes::new()))
+        .unwrap();
+    let answer = support::agent::Answer::read(client.send(request).await).await;
+    for gone in ["keep-alive", "alt-svc", "connection"] {
+        assert!(!answer.headers.contains_key(gone), "{gone}");
+    }
+    assert_eq!(answer.headers["x-kept"], "yes");
+    let seen = &world.upstream.seen()[0];
+    for gone in ["keep-alive", "te", "connection", "proxy-authorization"] {
+        assert!(!seen.headers.contains_key(gone), "{gone}");
+    }
+    assert_eq!(seen.headers["x-kept"], "yes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_without_a_body_pass() {
+    let world = World::start().await;
+    let mut client = world.http1(HOST).await;
+    let answer = client.call("HEAD", "/v1/echo", "").await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+    assert_eq!(
+        client.call("GET", "/v1/echo", "").await.status,
+        200,
+        "the connection is still in step"
+    );
+    assert_eq!(world.upstream.seen()[0].method, "HEAD");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_lets_open_calls_finish_and_takes_no_new_ones() {
+    let world = World::start().await;
+    let (events, receiver) = tokio::sync::mpsc::channel(1);
+    let stream = Some(std::sync::Arc::new(std::sync::Mutex::new(Some(receiver))));
+    world.upstream.answers(Reply {
+        stream,
+        ..Reply::default()
+    });
+    let mut client = world.http1(HOST).await;
+    let call = tokio::spawn(async move { client.call("GET", "/v1/stream", "").await });
+    while world.upstream.seen().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.stop.cancel();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(
+        tokio::net::TcpStream::connect(world.tcp).await.is_err(),
+        "the listener is closed"
+    );
+    events
+        .send(bytes::Bytes::from_static(b"done"))
+        .await
+        .unwrap();
+    drop(events);
+    assert_eq!(call.await.unwrap().body, "done");
+    tokio::time::timeout(Duration::from_secs(2), world.running)
+        .await
+        .expect("drained")
+        .unwrap();
+}
