@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::canonical::Canonical;
-use crate::cedar::{self, Engine};
+use crate::cedar::{self, Engine, Rule};
 use crate::{
     Agent, AgentId, BodyNeed, Call, Catalogue, Connector, ConnectorId, Diagnostic, Diagnostics,
     Endpoint, Host, PolicyVersion, Refused, RequestView, Source,
@@ -26,6 +26,8 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Bundle {
     catalogue: Catalogue,
+    /// The part of `notices` that policies have no part in.
+    connector_notices: Vec<Diagnostic>,
     engine: Engine,
     version: PolicyVersion,
     notices: Vec<Diagnostic>,
@@ -47,30 +49,77 @@ impl Bundle {
         for source in &sources.connectors {
             connectors.extend(problems.keep(Connector::parse(source)));
         }
-        let mut notices = replaced_connectors(&connectors, &mut problems);
-        let (rules, mut replaced) = cedar::load(&sources.policies, &mut problems);
-        notices.append(&mut replaced);
+        let all_connectors = connectors.len() == sources.connectors.len();
+        let connector_notices = replaced_connectors(&connectors);
 
-        let Some(catalogue) = problems.keep(Catalogue::build(agents, connectors.clone())) else {
-            // The agents are at fault, or the connectors. If the connectors stand, the policies can still be checked.
-            if let Ok(bare) = Catalogue::build(Vec::new(), connectors) {
-                problems.keep(Engine::build(&bare, rules));
+        match problems.keep(Catalogue::build(agents, connectors.clone())) {
+            Some(catalogue) if all_connectors => Self::assemble(
+                problems,
+                sources.clone(),
+                catalogue,
+                connector_notices,
+                Engine::build,
+            ),
+            // An agent is at fault, and the policies can still be checked.
+            None if all_connectors => {
+                let bare = problems.keep(Catalogue::build(Vec::new(), connectors));
+                let (rules, _) = cedar::load(&sources.policies, &mut problems);
+                problems.keep(bare.map_or(Err(Diagnostics::default()), |bare| {
+                    Engine::build(&bare, rules)
+                }));
+                Err(problems)
             }
+            // Policies name capabilities: without every connector, most faults found in them would not be real.
+            _ => {
+                cedar::load(&sources.policies, &mut problems);
+                Err(problems)
+            }
+        }
+    }
+
+    /// This bundle with more policies. Agents and connectors are as they are, and so are their checks: for
+    /// `sluice policy test`, whose cases try policies one after the other.
+    ///
+    /// # Errors
+    /// What is wrong with the policies.
+    pub fn with_policies(
+        &self,
+        more: impl IntoIterator<Item = Source>,
+    ) -> Result<Bundle, Diagnostics> {
+        let mut sources = Sources::clone(&self.sources);
+        sources.policies.extend(more);
+        let (catalogue, notices) = (self.catalogue.clone(), self.connector_notices.clone());
+        let engine = |catalogue: &Catalogue, rules| self.engine.with_rules(catalogue, rules);
+        Self::assemble(Diagnostics::default(), sources, catalogue, notices, engine)
+    }
+
+    fn assemble(
+        mut problems: Diagnostics,
+        sources: Sources,
+        catalogue: Catalogue,
+        connector_notices: Vec<Diagnostic>,
+        engine: impl FnOnce(&Catalogue, Vec<Rule>) -> Result<Engine, Diagnostics>,
+    ) -> Result<Bundle, Diagnostics> {
+        let (rules, replaced) = cedar::load(&sources.policies, &mut problems);
+        let Some(engine) = problems.keep(engine(&catalogue, rules)) else {
             return Err(problems);
         };
-        let engine = problems.keep(Engine::build(&catalogue, rules));
-        let Some(engine) = engine.filter(|_| problems.0.is_empty()) else {
-            return Err(problems);
-        };
-        notices.extend_from_slice(engine.notices());
-        let version = version(sources, &engine);
-        Ok(Bundle {
+        let notices = [
+            connector_notices.clone(),
+            replaced,
+            engine.notices().to_vec(),
+        ]
+        .concat();
+        let version = version(&sources, &engine);
+        let bundle = Bundle {
             catalogue,
+            connector_notices,
             engine,
             version,
             notices,
-            sources: Arc::new(sources.clone()),
-        })
+            sources: Arc::new(sources),
+        };
+        problems.or(bundle)
     }
 
     /// The digest over everything that decides: the operator's files, what is shipped, and the schema made of them.
@@ -152,11 +201,12 @@ impl Bundle {
 }
 
 /// Says so where an operator's connector takes a shipped one's place.
-fn replaced_connectors(own: &[Connector], problems: &mut Diagnostics) -> Vec<Diagnostic> {
+fn replaced_connectors(own: &[Connector]) -> Vec<Diagnostic> {
     if own.is_empty() {
         return Vec::new();
     }
-    let shipped = problems.keep(Connector::shipped()).unwrap_or_default();
+    // A shipped connector that does not load is the catalogue's to report.
+    let shipped = Connector::shipped().unwrap_or_default();
     let replaces = |connector: &&Connector| shipped.iter().any(|one| one.id() == connector.id());
     let notice = |connector: &Connector| {
         let message = format!("replaces the shipped connector `{}`", connector.id());

@@ -87,7 +87,7 @@ pub fn run_case(bundle: &Bundle, case: &Source) -> Result<CaseReport, Diagnostic
     if file.given.is_empty() {
         return file.run(bundle, case);
     }
-    match Bundle::load(&file.given.added_to(bundle.sources(), case)) {
+    match file.given.add_to(bundle, case) {
         Ok(bundle) => file.run(&bundle, case),
         Err(problems) if file.expect.decision == Expected::Invalid => {
             Ok(file.report(case, None, Found::invalid(&problems)))
@@ -269,18 +269,20 @@ impl Given {
         self.agents.is_empty() && self.connectors.is_empty() && self.policies.is_empty()
     }
 
-    fn added_to(&self, sources: &Sources, case: &Source) -> Sources {
-        let mut sources = sources.clone();
+    fn add_to(&self, bundle: &Bundle, case: &Source) -> Result<Bundle, Diagnostics> {
+        let policies = self.policies.iter().map(|text| inner_source(case, text));
+        if self.agents.is_empty() && self.connectors.is_empty() {
+            return bundle.with_policies(policies);
+        }
+        let mut sources: Sources = bundle.sources().clone();
         sources
             .agents
             .extend(self.agents.iter().map(|text| inner_source(case, text)));
         sources
             .connectors
             .extend(self.connectors.iter().map(|text| inner_source(case, text)));
-        sources
-            .policies
-            .extend(self.policies.iter().map(|text| inner_source(case, text)));
-        sources
+        sources.policies.extend(policies);
+        Bundle::load(&sources)
     }
 }
 

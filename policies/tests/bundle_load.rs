@@ -242,7 +242,7 @@ fn a_connector_with_a_shipped_id_replaces_the_shipped_one_and_says_so() {
     let replaced = Bundle::load(&sources).unwrap();
     assert_eq!(
         replaced.notices()[0].to_string(),
-        "connectors.d/stripe.toml:1:1: replaces the shipped connector `stripe`"
+        "connectors.d/stripe.toml:2:6: replaces the shipped connector `stripe`"
     );
     assert!(replaced.schema_text().contains("tickets.close_many"));
     sources.connectors.clear();

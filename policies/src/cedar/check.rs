@@ -2,6 +2,8 @@
 //! Load time only.
 //! INVARIANT: a warning of Cedar's validator is an error here; a forbid that can never apply is a hole, not a matter of style.
 
+use std::collections::BTreeSet;
+
 use cedar_policy::{EntityUid, Schema, ValidationError, ValidationMode, Validator};
 
 use super::entities::SubjectError;
@@ -9,19 +11,7 @@ use super::names;
 use super::rules::{Rule, located};
 use super::slice::policy_set;
 use crate::diagnostic::did_you_mean;
-use crate::{Agent, Catalogue, Diagnostic, Diagnostics, Stage};
-
-/// The schema as Cedar reads it. A fault in it is a connector's, and `schema::text` has named the likely ones.
-pub(super) fn schema(text: &str) -> Result<Schema, Diagnostics> {
-    let read = Schema::from_cedarschema_str(text);
-    read.map(|(schema, _)| schema).map_err(|error| {
-        let source = crate::Source {
-            path: "generated.cedarschema".into(),
-            text: text.to_owned(),
-        };
-        located(&source, &error, error.to_string()).into()
-    })
-}
+use crate::{Agent, Catalogue, Diagnostic, Diagnostics, PolicyId, Stage};
 
 /// Validates every rule; what is not wrong but worth knowing comes back as notices.
 pub(super) fn rules(
@@ -32,31 +22,57 @@ pub(super) fn rules(
     let mut problems = Diagnostics::default();
     let mut notices = Vec::new();
     let known = Known::of(catalogue, schema);
+    let mut misnamed = BTreeSet::new();
     for rule in rules {
-        let unknown = known.unknown(rule, &mut notices);
-        let misnamed = !unknown.is_empty();
-        problems.0.extend(unknown);
-        problems.0.extend(validate(rule, schema, misnamed)?);
+        let mut unknown = known.unknown(rule, &mut notices);
+        if !unknown.is_empty() {
+            misnamed.insert(&rule.id);
+        }
+        problems.0.append(&mut unknown);
     }
+    problems.0.append(&mut validate(rules, schema, &misnamed)?);
     problems.or(notices)
 }
 
-/// Cedar's strict validation of one rule. What `Known` has reported better is left out.
-fn validate(rule: &Rule, schema: &Schema, misnamed: bool) -> Result<Vec<Diagnostic>, Diagnostics> {
-    let set = policy_set(std::iter::once(rule))?;
+/// Cedar's strict validation. What `Known` has reported better is left out.
+fn validate(
+    rules: &[Rule],
+    schema: &Schema,
+    misnamed: &BTreeSet<&PolicyId>,
+) -> Result<Vec<Diagnostic>, Diagnostics> {
+    let set = policy_set(rules.iter())?;
     let result = Validator::new(schema.clone()).validate(&set, ValidationMode::Strict);
-    let errors = result
-        .validation_errors()
-        .filter(|error| !(misnamed && is_about_names(error)));
-    let mut found: Vec<Diagnostic> = errors
-        .map(|error| at_rule(rule, error, error.to_string()))
-        .collect();
-    found.extend(
-        result
-            .validation_warnings()
-            .map(|warning| at_rule(rule, warning, warning.to_string())),
-    );
+    let find = |id: &cedar_policy::PolicyId| {
+        rules
+            .iter()
+            .find(|rule| rule.id.as_str() == AsRef::<str>::as_ref(id))
+    };
+    let mut found: Vec<Diagnostic> = Vec::new();
+    for error in result.validation_errors() {
+        let Some(rule) = find(error.policy_id()) else {
+            continue;
+        };
+        if !(is_about_names(error) && misnamed.contains(&rule.id)) {
+            found.push(at_rule(rule, error, error.to_string()));
+        }
+    }
+    for warning in result.validation_warnings() {
+        let Some(rule) = find(warning.policy_id()) else {
+            continue;
+        };
+        if !misnamed.contains(&rule.id) {
+            found.push(at_rule(rule, warning, warning.to_string()));
+        }
+    }
     // The same fault is found once per kind of request that the policy covers.
+    found.sort_by(|one, other| {
+        (&one.file, one.line, one.column, &one.message).cmp(&(
+            &other.file,
+            other.line,
+            other.column,
+            &other.message,
+        ))
+    });
     found.dedup();
     Ok(found)
 }

@@ -198,7 +198,7 @@ connector = "slack"
                     .entities
                     .iter()
                     .filter(|entity| entity.uid().type_name().basename() != "Action");
-                Entities::from_entities(own.cloned(), Some(&engine.schema))
+                Entities::from_entities(own.cloned(), Some(&engine.schema.schema))
                     .unwrap_or_else(|error| panic!("{error:?}"));
             }
         }
@@ -216,7 +216,7 @@ connector = "slack"
         })
         .unwrap_or_else(|problems| panic!("{problems}"));
         let ours = &bundle.engine().subjects[bundle.agents().next().unwrap().id()].entities;
-        let theirs = bundle.engine().schema.action_entities().unwrap();
+        let theirs = bundle.engine().schema.schema.action_entities().unwrap();
         let sorted = |entities: &Entities, uid: &EntityUid| {
             let mut ancestors: Vec<String> = entities
                 .ancestors(uid)

@@ -49,6 +49,7 @@ mod schema;
 mod slice;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cedar_policy::{Authorizer, PolicySet, Schema};
@@ -58,11 +59,11 @@ use crate::{
     AgentId, Call, Catalogue, Diagnostic, Diagnostics, Group, PolicyId, Reason, Timestamp,
 };
 use entities::Subject;
-use rules::Rule;
 use slice::{Action, Slices};
 
 pub use explain::{DeterminingPolicy, Explanation, NeededApproval, Ruling};
 pub(crate) use load::{SHIPPED, load};
+pub(crate) use rules::Rule;
 
 /// The shipped policy that denies a disabled agent.
 pub(crate) const KILL_SWITCH: &str = "kill-switch";
@@ -72,12 +73,18 @@ const WITHIN: Duration = Duration::from_secs(15 * 60);
 /// The policies of a bundle, ready to decide.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    schema: Schema,
-    schema_text: String,
+    schema: Arc<Generated>,
     rules: BTreeMap<PolicyId, Rule>,
     slices: Slices,
     subjects: HashMap<AgentId, Subject>,
     notices: Vec<Diagnostic>,
+}
+
+/// The schema made of the connectors, and its text.
+#[derive(Debug)]
+struct Generated {
+    schema: Schema,
+    text: String,
 }
 
 /// What two passes come to, without the proofs that `Bundle::decide` adds.
@@ -107,9 +114,28 @@ enum Evaluated {
 impl Engine {
     /// Checks the rules against the catalogue and builds everything that a decision reads.
     pub(crate) fn build(catalogue: &Catalogue, rules: Vec<Rule>) -> Result<Engine, Diagnostics> {
-        let schema_text = schema::text(catalogue.connectors())?;
-        let schema = check::schema(&schema_text)?;
-        let notices = check::rules(&rules, &schema, catalogue)?;
+        let fragment = schema::fragment(catalogue.connectors())?;
+        let text = schema::text(&fragment)?;
+        let schema = Schema::from_schema_fragments([fragment])
+            .map_err(|error| schema::unreadable(&error))?;
+        Self::build_with(Arc::new(Generated { schema, text }), catalogue, rules)
+    }
+
+    /// The same connectors under other rules: the schema stays.
+    pub(crate) fn with_rules(
+        &self,
+        catalogue: &Catalogue,
+        rules: Vec<Rule>,
+    ) -> Result<Engine, Diagnostics> {
+        Self::build_with(Arc::clone(&self.schema), catalogue, rules)
+    }
+
+    fn build_with(
+        schema: Arc<Generated>,
+        catalogue: &Catalogue,
+        rules: Vec<Rule>,
+    ) -> Result<Engine, Diagnostics> {
+        let notices = check::rules(&rules, &schema.schema, catalogue)?;
         let slices = Slices::build(catalogue, &rules)?;
         let mut subjects = HashMap::new();
         for agent in catalogue.agents() {
@@ -125,7 +151,6 @@ impl Engine {
             .collect();
         Ok(Engine {
             schema,
-            schema_text,
             rules,
             slices,
             subjects,
@@ -134,7 +159,7 @@ impl Engine {
     }
 
     pub(crate) fn schema_text(&self) -> &str {
-        &self.schema_text
+        &self.schema.text
     }
 
     pub(crate) fn notices(&self) -> &[Diagnostic] {
@@ -186,7 +211,8 @@ impl Engine {
         approvals: &BTreeSet<Group>,
     ) -> Outcome {
         let evaluate = |approvals: &BTreeSet<Group>| {
-            let request = context::request(&self.schema, subject, action, call, now, approvals);
+            let request =
+                context::request(&self.schema.schema, subject, action, call, now, approvals);
             request.map_or_else(
                 |error| Evaluated::Error(Vec::new(), error.to_string()),
                 |request| {
