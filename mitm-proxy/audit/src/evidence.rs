@@ -55,7 +55,7 @@ impl fmt::Debug for Recorded {
 #[must_use = "an owed outcome that is dropped is recorded as aborted"]
 pub struct Owed {
     index: u64,
-    debt: Option<Debt>,
+    debt: Option<Box<Debt>>,
 }
 
 struct Debt {
@@ -68,7 +68,7 @@ impl Owed {
     pub(crate) fn new(log: Arc<Shared>, index: u64, template: Record) -> Owed {
         Owed {
             index,
-            debt: Some(Debt { log, template }),
+            debt: Some(Box::new(Debt { log, template })),
         }
     }
 
@@ -78,7 +78,8 @@ impl Owed {
     }
 
     pub(crate) fn settle(mut self, outcome: Outcome) {
-        if let Some(Debt { log, template }) = self.debt.take() {
+        if let Some(debt) = self.debt.take() {
+            let Debt { log, template } = *debt;
             log.queue.push_outcome(draft::outcome(template, outcome));
         }
     }
@@ -86,7 +87,8 @@ impl Owed {
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        if let Some(Debt { log, template }) = self.debt.take() {
+        if let Some(debt) = self.debt.take() {
+            let Debt { log, template } = *debt;
             log.queue
                 .push_outcome(draft::aborted(template, crate::log::now()));
         }

@@ -1,5 +1,11 @@
 //! The export and its proofs, as an auditor with nothing but the public key uses them.
 //! The positive control of every refusal is the untouched export, which verifies.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 

@@ -1,5 +1,11 @@
 //! The ledger as the path of a request uses it: what is durable when, what a crash leaves, what is refused.
 //! A crash is simulated by copying the files of a live ledger, which is what a killed process leaves behind.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 

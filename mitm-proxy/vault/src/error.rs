@@ -139,7 +139,7 @@ pub enum LendFault {
 #[must_use = "the outcome is still owed"]
 pub struct LendError {
     pub(crate) fault: LendFault,
-    pub(crate) call: Call,
+    pub(crate) call: Box<Call>,
     pub(crate) owed: Owed,
 }
 

@@ -111,8 +111,8 @@ fn add_forms(forms: &mut Vec<Form>, secret: &[u8]) {
 /// Base64 as it is within a longer encoded text, at the three places where three bytes can begin.
 fn add_base64(forms: &mut Vec<Form>, secret: &[u8]) {
     // Bytes before the secret in its first group of three, and the characters that those bytes touch.
-    for (before, touched) in [(0, 0), (1, 2), (2, 3)] {
-        let bytes = Zeroizing::new([&[0; 2][..before], secret].concat());
+    for (before, touched) in [(&[][..], 0), (&[0], 2), (&[0, 0], 3)] {
+        let bytes = Zeroizing::new([before, secret].concat());
         let determined = bytes.len() * 8 / 6;
         for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
             let text = Zeroizing::new(engine.encode(&*bytes).into_bytes());

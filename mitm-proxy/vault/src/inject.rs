@@ -93,12 +93,10 @@ fn push_percent(text: &mut String, bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn check(
-        auth: Auth,
-        secret: &str,
-        uri: &str,
-        expected: Result<(&str, Option<(&str, &str)>), Unfit>,
-    ) {
+    /// The URI, and the header with its value.
+    type Written<'a> = (&'a str, Option<(&'a str, &'a str)>);
+
+    fn check(auth: Auth, secret: &str, uri: &str, expected: Result<Written<'_>, Unfit>) {
         let (mut headers, mut target) = (HeaderMap::new(), uri.parse::<Uri>().unwrap());
         let result = inject(
             &mut headers,

@@ -6,6 +6,7 @@ use std::fmt;
 
 use audit::{Owed, Recorded};
 use http::Request;
+use http::request::Parts;
 use policies::{Auth, Call, CredentialId};
 
 use crate::error::{LendError, LendFault};
@@ -34,33 +35,42 @@ impl Vault {
     /// The request is gone then; the outcome is still owed.
     pub fn lend<B>(&self, request: Request<B>, recorded: Recorded) -> Result<Armed<B>, LendError> {
         let (call, owed) = recorded.into_owed();
-        match self.arm(request, &call) {
-            Ok((request, credential, scrubber)) => Ok(Armed {
-                request,
-                call,
+        let (mut head, body) = request.into_parts();
+        match self.arm(&mut head, &call) {
+            Ok(Loan {
                 credential,
                 scrubber,
+            }) => {
+                let request = Request::from_parts(head, body);
+                Ok(Armed {
+                    request,
+                    call,
+                    credential,
+                    scrubber,
+                    owed,
+                })
+            }
+            Err(fault) => Err(LendError {
+                fault,
+                call: Box::new(call),
                 owed,
             }),
-            Err(fault) => Err(LendError { fault, call, owed }),
         }
     }
 
-    fn arm<B>(
-        &self,
-        request: Request<B>,
-        call: &Call,
-    ) -> Result<(Request<B>, Option<(CredentialId, u32)>, Scrubber), LendFault> {
-        let (mut parts, body) = request.into_parts();
-        strip(&mut parts.headers, &mut parts.uri, call.strip())?;
+    fn arm(&self, head: &mut Parts, call: &Call) -> Result<Loan, LendFault> {
+        strip(&mut head.headers, &mut head.uri, call.strip())?;
         // The call says so too; lending does not depend on it.
         strip(
-            &mut parts.headers,
-            &mut parts.uri,
+            &mut head.headers,
+            &mut head.uri,
             call.auth().place().as_slice(),
         )?;
         if *call.auth() == Auth::None {
-            return Ok((Request::from_parts(parts, body), None, Scrubber::default()));
+            return Ok(Loan {
+                credential: None,
+                scrubber: Scrubber::default(),
+            });
         }
 
         let id = call.credential().ok_or(LendFault::NotConfigured)?;
@@ -68,15 +78,20 @@ impl Vault {
             return Err(LendFault::OtherTenant(id));
         }
         let (secret, version) = self.current(&id)?;
-        inject(&mut parts.headers, &mut parts.uri, call.auth(), &secret)
+        inject(&mut head.headers, &mut head.uri, call.auth(), &secret)
             .map_err(|why| LendFault::Unfit(id.clone(), why))?;
         let scrubber = Scrubber::new(&secret, call.auth());
-        Ok((
-            Request::from_parts(parts, body),
-            Some((id, version)),
+        Ok(Loan {
+            credential: Some((id, version)),
             scrubber,
-        ))
+        })
     }
+}
+
+/// What a request was lent, and what takes it out of the answer.
+struct Loan {
+    credential: Option<(CredentialId, u32)>,
+    scrubber: Scrubber,
 }
 
 impl<B> Armed<B> {

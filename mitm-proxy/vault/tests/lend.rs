@@ -1,5 +1,11 @@
 //! Lending as the path of a request uses it: a recorded call in, an armed request out, or a refusal.
 //! Every `Recorded` comes from a real ledger and a real decision; nothing is built by hand.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 use std::path::Path;
 

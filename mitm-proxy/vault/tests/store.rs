@@ -1,4 +1,10 @@
 //! The vault as operators use it: versions, revocation, the master key, what a crash or a wrong key leaves.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
