@@ -1,5 +1,11 @@
 //! The approval state machine: what no sequence of answers, clocks and attempts may bring about.
 //! Every approval here comes from a call that a real bundle held.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 mod common;
 

@@ -1,4 +1,10 @@
 //! Loading a bundle: every fault is reported, at its place, with what to do; nothing is half taken.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 mod common;
 

@@ -1,4 +1,10 @@
 //! The decision cases of `policies/cases`, and the runner that `sluice policy test` shares with this test.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 mod common;
 

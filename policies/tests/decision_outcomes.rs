@@ -1,5 +1,11 @@
 //! Decisions: which calls go, which wait for whom, which do not; and that no way round leads to a permit.
 //! Every property has its control: the same call without what is tested.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 mod common;
 
@@ -375,10 +381,54 @@ fn an_explanation_says_what_would_be_enough() {
         bundle.explain(&call, &facts())
     };
     let held = explain("write", "POST", "/refunds");
-    insta::assert_snapshot!(held.to_string(), @"");
+    insta::assert_snapshot!(held.to_string(), @r#"
+    hold: desk/refunds.create by acme/support (stage write)
+      risk: financial, write
+      param amount = 12000
+      reason: approval_required: policy `refund-over-50-needs-finance` wants approval by finance; calls that move money need approval by finance
+      forbid `refund-over-50-needs-finance` (policies/0.cedar:2)
+      forbid `risk-financial` (default/risk.cedar:28, shipped): calls that move money need approval by finance
+      needs: one approver of finance, within 900 s
+      at every stage it would be asked for
+    "#);
     let denied = explain("read", "POST", "/refunds");
-    insta::assert_snapshot!(denied.to_string(), @"");
-    insta::assert_json_snapshot!(explain("draft", "DELETE", "/tickets/1"), @"");
+    insta::assert_snapshot!(denied.to_string(), @r#"
+    deny: desk/refunds.create by acme/support (stage read)
+      risk: financial, write
+      param amount = 12000
+      reason: policy_denied: no policy permits `desk/refunds.create` to an agent at stage `read`
+      at stage write it would be held for a person
+    "#);
+    insta::assert_json_snapshot!(explain("draft", "DELETE", "/tickets/1"), @r#"
+    {
+      "agent": "acme/support",
+      "stage": "draft",
+      "capability": "desk/tickets.delete",
+      "risks": [
+        "destructive",
+        "write"
+      ],
+      "params": {
+        "ticket": "1"
+      },
+      "decision": "deny",
+      "reason": "policy_denied",
+      "detail": "what cannot be undone is left to agents at stage autonomous",
+      "policies": [
+        {
+          "id": "risk-destructive",
+          "at": "default/risk.cedar:14",
+          "effect": "forbid",
+          "reason": "what cannot be undone is left to agents at stage autonomous",
+          "approval": null,
+          "shipped": true
+        }
+      ],
+      "approval": null,
+      "stage_to_allow": "autonomous",
+      "stage_to_ask": "autonomous"
+    }
+    "#);
 }
 
 proptest! {

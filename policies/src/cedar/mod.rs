@@ -298,12 +298,13 @@ impl Engine {
     }
 }
 
-/// A policy's own words, or that it forbids.
+/// A policy's own words, or what it wants.
 fn why(rule: &Rule) -> String {
-    let reason = rule
-        .reason
-        .clone()
-        .unwrap_or_else(|| format!("policy `{}` forbids it", rule.id));
+    let plain = || match &rule.approval {
+        Some(approve) => format!("policy `{}` wants approval by {}", rule.id, approve.group),
+        None => format!("policy `{}` forbids it", rule.id),
+    };
+    let reason = rule.reason.clone().unwrap_or_else(plain);
     match &rule.hint {
         Some(hint) => format!("{reason} ({hint})"),
         None => reason,

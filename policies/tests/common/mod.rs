@@ -1,6 +1,11 @@
 //! What the tests of decisions share: a connector with one capability per risk class, an agent, and calls to it.
 //! Everything goes through `Bundle::load` and `Bundle::call`, as in the daemon; nothing is built by hand.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use policies::{
     Answer, Approval, ApprovalId, Bundle, Call, Decision, Denied, Diagnostics, Digest, Facts,
