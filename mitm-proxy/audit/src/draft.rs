@@ -99,7 +99,7 @@ pub(crate) fn refusal(facts: RefusalFacts) -> Record {
         params: params(&facts.params),
         policy_version: facts.policy_version,
         method: facts.method.map(bounded),
-        host: facts.host.map(bounded),
+        host: facts.host.map(host),
         path: facts.path.map(path),
         workload: facts.workload.map(workload),
         trace: text(facts.trace_id),
@@ -176,6 +176,17 @@ pub(crate) fn event(tenant: Tenant, event: HostEvent, at: Timestamp) -> Record {
         HostEvent::DaemonStarted { version } => Record {
             detail: text(version),
             ..named(Event::DaemonStarted)
+        },
+        HostEvent::ControlRefused {
+            workload: from,
+            by,
+            detail,
+        } => Record {
+            decision: Some(DecisionName::Deny),
+            workload: from.map(workload),
+            by: text(by),
+            detail: text(detail),
+            ..named(Event::ControlRefused)
         },
         HostEvent::DaemonStopped => named(Event::DaemonStopped),
         HostEvent::KernelRefusal {
@@ -263,6 +274,14 @@ fn path(raw: String) -> String {
     bounded(raw.split(['?', '#']).next().unwrap_or_default().to_owned())
 }
 
+/// Names are recorded without the root's dot, however they were asked for.
+fn host(mut name: String) -> String {
+    if name.ends_with('.') {
+        name.pop();
+    }
+    bounded(name)
+}
+
 fn text(text: String) -> Option<String> {
     (!text.is_empty()).then(|| bounded(text))
 }
@@ -287,6 +306,12 @@ mod tests {
             path("/v1/charges#?api_key=secret".to_owned()),
             "/v1/charges"
         );
+    }
+
+    #[test]
+    fn a_name_is_recorded_without_its_trailing_dot() {
+        assert_eq!(host("evil.example.com.".to_owned()), "evil.example.com");
+        assert_eq!(host("evil.example.com".to_owned()), "evil.example.com");
     }
 
     #[test]

@@ -191,6 +191,15 @@ pub enum HostEvent {
         /// The first errors.
         detail: String,
     },
+    /// Somebody was refused on the control socket: an agent's process, or a user without the right.
+    ControlRefused {
+        /// The workload it came from, where it was one.
+        workload: Option<WorkloadFacts>,
+        /// The local user.
+        by: String,
+        /// What was refused, in words.
+        detail: String,
+    },
     /// The daemon serves.
     DaemonStarted {
         /// Version of the program.

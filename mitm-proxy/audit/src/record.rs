@@ -150,6 +150,7 @@ pub enum Event {
     Answered,
     BundleLoaded,
     BundleRejected,
+    ControlRefused,
     DaemonStarted,
     DaemonStopped,
     Expired,
