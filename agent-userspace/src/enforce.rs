@@ -23,6 +23,7 @@ mod sys;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use agent_abi::{ABI_VERSION, Config, workload_flag};
 use policies::{AgentId, WorkloadId};
@@ -112,6 +113,9 @@ pub enum Stopped {
     Removed,
 }
 
+/// Writes what the programs have logged (rare: a full map) to this process's log.
+type Flush = Box<dyn FnMut() + Send>;
+
 /// The kernel side of one daemon instance, in force.
 pub struct Enforcement {
     tree: Tree,
@@ -119,6 +123,8 @@ pub struct Enforcement {
     maps: Maps,
     lsm: Result<(), String>,
     next_number: u64,
+    /// Passes on what programs log; goes to the first reader of events.
+    log: Mutex<Option<Flush>>,
     /// Holds the programs; the pinned links keep them alive without it.
     _object: aya::Ebpf,
 }
@@ -150,6 +156,7 @@ impl Enforcement {
         maps.set_config(config)?;
         let lsm = attach::try_lsm(&mut object, &pins);
 
+        let log = programs_log(&mut object);
         let next_number = readmit(&tree, &mut maps)?;
         Ok(Self {
             tree,
@@ -157,6 +164,7 @@ impl Enforcement {
             maps,
             lsm,
             next_number,
+            log: Mutex::new(log),
             _object: object,
         })
     }
@@ -299,8 +307,14 @@ impl Enforcement {
 
     /// The stream of refusals. One reader at a time.
     pub fn events(&self) -> Result<Events, EnforceError> {
+        let log = self
+            .log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         Ok(Events {
             ring: object::events(&self.pins)?,
+            log,
         })
     }
 
@@ -389,6 +403,12 @@ fn readmit(tree: &Tree, maps: &mut Maps) -> Result<u64, EnforceError> {
         next = next.max(directory.name.number.saturating_add(1));
     }
     Ok(next)
+}
+
+/// The programs' log. Losing it loses words, never an enforcement: its absence is no error.
+fn programs_log(object: &mut aya::Ebpf) -> Option<Flush> {
+    let mut logger = aya_log::EbpfLogger::init(object).ok()?;
+    Some(Box::new(move || logger.flush()))
 }
 
 /// Before Linux 5.11 maps count against this limit; it may not be raised where that no longer matters.

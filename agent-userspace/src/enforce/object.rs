@@ -77,6 +77,8 @@ const PINNED: [(&str, MapType, usize, usize, u32); 9] = [
 /// Creates the maps, or takes them over from their pins, and prepares the programs.
 pub(super) fn load(pins: &Pins) -> Result<Ebpf, EnforceError> {
     let mut loader = EbpfLoader::new();
+    // No program reads kernel structures: reading the kernel's types (megabytes) would be for nothing.
+    loader.btf(None);
     for (name, kind, key, value, entries) in PINNED {
         let path = pins.path(name);
         if path.exists() {

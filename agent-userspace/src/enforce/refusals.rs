@@ -127,11 +127,15 @@ pub struct KernelRefusal {
 /// The stream of refusals: at most 16 a second per kind and CPU. One reader at a time.
 pub struct Events {
     pub(super) ring: RingBuf<MapData>,
+    pub(super) log: Option<super::Flush>,
 }
 
 impl Events {
     /// The next refusal, if there is one. Wait with the descriptor (readable) when there is none.
     pub fn next_refusal(&mut self) -> Option<KernelRefusal> {
+        if let Some(flush) = &mut self.log {
+            flush();
+        }
         // An event of another shape is no event of this version: skipped, and still counted.
         loop {
             let item = self.ring.next()?;
