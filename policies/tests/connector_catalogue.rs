@@ -1,6 +1,13 @@
 //! The catalogue: what agents' connections make of connectors, what does not load, and what a call carries.
 //! Agents are TOML as an operator writes it; the connectors are the shipped ones and one of the operator's own.
 //! INVARIANT: a connection that could be two things, or nothing, does not load.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 use policies::{
     Agent, AgentId, Auth, BodyNeed, Call, Catalogue, Connector, Endpoint, Host, Reason, Refused,
@@ -330,7 +337,7 @@ fn two_connections_that_could_make_the_same_call_do_not_load() {
     let twice = connection("one", "stripe", "") + &connection("two", "stripe", "");
     refuses(
         &twice,
-        "bot.toml:9:8: the connections `one` (at bot.toml:6:8) and `two` could both make the same call",
+        "bot.toml:10:8: the connections `one` (at bot.toml:6:8) and `two` could both make the same call",
     );
     let wide = connection("pay", "stripe", "")
         + &connection("web", "generic-http", "hosts = [\"api.stripe.com\"]");

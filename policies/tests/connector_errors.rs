@@ -1,6 +1,13 @@
 //! Broken connector files: each is refused with file, line, column and, where one can be guessed, a hint.
 //! One good file, and one change to it per case; the good file loads, so it is the change that is refused.
 //! INVARIANT: no broken file loads in part.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 use policies::{Connector, Source};
 

@@ -1,6 +1,13 @@
 //! Properties of loading and matching over generated input: nothing panics, and no odd spelling becomes a call.
 //! Inputs are arbitrary bytes, damaged connector files, and requests that are a plain one with a few characters changed.
 //! INVARIANT: a call's path is canonical, and equal requests are equal calls.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 use policies::{Agent, AgentId, Catalogue, Connector, Endpoint, RequestView, Source};
 use proptest::prelude::*;

@@ -5,8 +5,8 @@
 use super::condition::Conditions;
 use super::example::Example;
 use super::param::Param;
-use super::path::{Relation, Template};
 use super::request::{Body, Field, Request};
+use super::template::{Relation, Template};
 use crate::diagnostic::Place;
 use crate::{CapabilityId, HostPattern, Refused, Risk, Value};
 use std::collections::BTreeMap;

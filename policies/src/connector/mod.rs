@@ -14,6 +14,7 @@ mod path;
 mod request;
 mod route;
 mod shipped;
+mod template;
 
 pub use capability::Capability;
 pub use example::ExampleResult;

@@ -116,7 +116,10 @@ impl Table {
                 index
             }
         };
-        self.shapes.get_mut(index).map(|matchers| matchers.push(at));
+        self.shapes
+            .get_mut(index)
+            .into_iter()
+            .for_each(|matchers| matchers.push(at));
         Ok(())
     }
 }

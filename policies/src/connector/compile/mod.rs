@@ -2,26 +2,22 @@
 //! Step two of loading a connector; all problems of a file are reported at once.
 //! INVARIANT: what passes here is unambiguous: overlapping capabilities, unread body conditions and unknown holes do not.
 
+mod overlap;
+mod params;
+
 use super::Connector;
-use super::capability::{BodyUse, Capability, Matcher};
+use super::capability::{Capability, Matcher};
 use super::condition::{Condition, Conditions, Test, body_field};
 use super::example::Example;
-use super::file::{
-    OneOrMany, RawCapability, RawConnector, RawMatch, RawParam, RawPlace, RawTest, is_header_name,
-};
+use super::file::{RawCapability, RawConnector, RawMatch, RawTest, is_header_name};
 use super::json::Pointer;
-use super::param::{Param, ParamKind};
-use super::path::{Relation, Template, is_param_name};
+use super::param::ParamKind;
 use super::request::Field;
-use super::route::Routes;
-use crate::{CapabilityId, Diagnostic, Diagnostics, HostPattern, Source, Strip};
-use std::collections::BTreeMap;
+use super::template::Template;
+use crate::{CapabilityId, Diagnostics, HostPattern, Source, Strip};
 use std::ops::Range;
 use toml::Spanned;
 
-/// Bytes of body that are read for a decision where the file says nothing, and the most that it may ask for.
-const BODY_LIMIT: usize = 1 << 20;
-const BODY_LIMIT_MOST: usize = 16 << 20;
 /// Headers that are always removed: what an agent could bring a session or a second identity in.
 const ALWAYS_STRIPPED: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
 
@@ -57,6 +53,7 @@ pub(super) fn connector(raw: RawConnector, source: &Source) -> Result<Connector,
         .filter_map(|capability| compiler.capability(capability))
         .collect();
     compiler.overlaps(&capabilities);
+    compiler.unserved(&capabilities);
     let routes = compiler.routes(&capabilities);
     let problems = compiler.problems;
     problems.or(Connector {
@@ -279,228 +276,4 @@ impl Compiler<'_> {
         }
         conditions
     }
-
-    fn params(&mut self, raw: &RawCapability, matchers: &[Matcher]) -> BTreeMap<String, Param> {
-        let everywhere = |name: &str| {
-            matchers
-                .iter()
-                .all(|matcher| matcher.template.names().any(|hole| hole == name))
-        };
-        let mut params = BTreeMap::new();
-        for hole in matchers.iter().flat_map(|matcher| matcher.template.names()) {
-            let plain = Param {
-                kind: ParamKind::String,
-                required: everywhere(hole),
-                in_path: true,
-                encoded_slash: false,
-                fields: Vec::new(),
-            };
-            params.insert(hole.to_owned(), plain);
-        }
-        let connector_raw = self.raw;
-        for (name, param) in connector_raw.params.iter().chain(&raw.params) {
-            if !is_param_name(name.get_ref()) {
-                self.problem(
-                    name.span(),
-                    format!(
-                        "`{}` is not a param name: a-z, 0-9 and `_`, not starting with a digit",
-                        name.get_ref()
-                    ),
-                );
-                continue;
-            }
-            let hole = params
-                .get(name.get_ref())
-                .filter(|known| known.in_path)
-                .cloned();
-            let read = self.param(name.get_ref(), param.get_ref(), hole);
-            if let Some(read) = self.check(param.span(), read) {
-                params.insert(name.get_ref().clone(), read);
-            }
-        }
-        params
-    }
-
-    fn param(&self, name: &str, raw: &RawParam, hole: Option<Param>) -> Result<Param, String> {
-        let default = self.raw.params_in.as_ref().map(|places| places.get_ref());
-        let hole_only = OneOrMany(vec![RawPlace::Path]);
-        let places = raw
-            .places
-            .as_ref()
-            .or(hole.is_some().then_some(&hole_only))
-            .or(default);
-        let places = places
-            .filter(|places| !places.0.is_empty())
-            .ok_or("this param needs `in`: path, query, header, form or json")?;
-        let field_name = raw.name.as_deref().unwrap_or(name);
-        let mut fields = Vec::new();
-        for place in &places.0 {
-            match place {
-                RawPlace::Path
-                    if hole.is_none() || raw.name.is_some() || raw.kind == ParamKind::List =>
-                {
-                    return Err(format!(
-                        "a param in the path is text, a number or a boolean, and named after its hole; there is no `{{{name}}}`"
-                    ));
-                }
-                RawPlace::Path => {}
-                RawPlace::Json if field_name.starts_with('/') => {
-                    fields.push(Field::Json(Pointer::parse(field_name)?))
-                }
-                RawPlace::Json => fields.push(Field::Json(Pointer::key(field_name))),
-                _ if field_name.starts_with('/') => {
-                    return Err("a JSON pointer names a field of a JSON body only".into());
-                }
-                RawPlace::Form => fields.push(Field::Form(field_name.into())),
-                RawPlace::Query => fields.push(Field::Query(field_name.into())),
-                RawPlace::Header => {
-                    let header = raw.name.clone().unwrap_or_else(|| name.replace('_', "-"));
-                    if !is_header_name(&header) || raw.kind == ParamKind::List {
-                        return Err(format!(
-                            "`{header}` is not a lower-case header name that can be read as this type"
-                        ));
-                    }
-                    fields.push(Field::Header(header));
-                }
-            }
-        }
-        let many = fields
-            .iter()
-            .any(|field| matches!(field, Field::Json(pointer) if pointer.is_many()));
-        if many && !matches!(raw.kind, ParamKind::Integer | ParamKind::List) {
-            return Err("a pointer with `*` is counted (`integer`) or collected (`list`)".into());
-        }
-        let in_path = places.0.contains(&RawPlace::Path);
-        if hole.is_some() && !in_path {
-            return Err(format!(
-                "`{name}` is a hole of the path; a param read elsewhere needs another name"
-            ));
-        }
-        let required = raw.required || hole.is_some_and(|hole| in_path && hole.required);
-        Ok(Param {
-            kind: raw.kind,
-            required,
-            in_path,
-            encoded_slash: raw.encoded_slash,
-            fields,
-        })
-    }
-
-    fn body(
-        &mut self,
-        raw: &RawCapability,
-        matchers: &[Matcher],
-        params: &BTreeMap<String, Param>,
-    ) -> BodyUse {
-        let fields: Vec<&Field> = params
-            .values()
-            .flat_map(|param| &param.fields)
-            .chain(
-                matchers
-                    .iter()
-                    .flat_map(|matcher| matcher.conditions.fields()),
-            )
-            .collect();
-        let form = fields.iter().any(|field| matches!(field, Field::Form(_)));
-        let json = fields.iter().any(|field| matches!(field, Field::Json(_)));
-        let read = form
-            || json
-            || matchers
-                .iter()
-                .any(|matcher| matcher.conditions.read_body());
-        let limit = raw
-            .body_limit
-            .as_ref()
-            .map_or(BODY_LIMIT, |limit| *limit.get_ref());
-        if let Some(given) = raw
-            .body_limit
-            .as_ref()
-            .filter(|_| !(1..=BODY_LIMIT_MOST).contains(&limit))
-        {
-            self.problem(
-                given.span(),
-                format!("`body_limit` is between 1 and {BODY_LIMIT_MOST} bytes"),
-            );
-        }
-        match (raw.opaque_body, read) {
-            (true, true) => {
-                self.problem(
-                    raw.name.span(),
-                    "the body is opaque, and yet params or conditions read it",
-                );
-                BodyUse::Ignored
-            }
-            (false, true) => BodyUse::Read {
-                form: form || !json,
-                json: json || !form,
-                limit,
-            },
-            (false, false) if !self.raw.auth.get_ref().refuse_fields.is_empty() => BodyUse::Read {
-                form: true,
-                json: true,
-                limit,
-            },
-            _ => BodyUse::Ignored,
-        }
-    }
-
-    /// Two capabilities that one request could be, and paths of which neither is the special case.
-    fn overlaps(&mut self, capabilities: &[Capability]) {
-        for (at, left) in capabilities.iter().enumerate() {
-            for right in capabilities.iter().skip(at + 1) {
-                let problem = if left.id == right.id {
-                    format!(
-                        "the capability `{}` is already declared at {}",
-                        right.id.name, left.place
-                    )
-                } else if left.overlaps(right, true) {
-                    format!(
-                        "`{}` and `{}` (at {}) can be the same request",
-                        right.id.name, left.id.name, left.place
-                    )
-                } else if let Some((a, b)) = crossing(left, right) {
-                    format!(
-                        "the paths {b} of `{}` and {a} of `{}` (at {}) cross: neither is the special case of the other",
-                        right.id.name, left.id.name, left.place
-                    )
-                } else {
-                    continue;
-                };
-                let hint = "tell them apart by method, path, or a field that one of them has and the other has not (`none_of`, `only`)";
-                self.problems.0.push(Diagnostic {
-                    hint: Some(hint.into()),
-                    ..right.place.diagnostic(problem)
-                });
-            }
-        }
-    }
-
-    fn routes(&mut self, capabilities: &[Capability]) -> Routes {
-        let mut routes = Routes::default();
-        for (at, capability) in capabilities.iter().enumerate() {
-            for (index, matcher) in capability.matchers.iter().enumerate() {
-                if let Err(error) = routes.add(matcher, (at, index)) {
-                    self.problems.0.push(
-                        capability
-                            .place
-                            .diagnostic(format!("the path {}: {error}", matcher.template.as_str())),
-                    );
-                }
-            }
-        }
-        routes
-    }
-}
-
-fn crossing<'c>(left: &'c Capability, right: &'c Capability) -> Option<(&'c str, &'c str)> {
-    let pairs = left
-        .matchers
-        .iter()
-        .flat_map(|a| right.matchers.iter().map(move |b| (a, b)));
-    let mut crossing = pairs.filter(|(a, b)| {
-        a.host == b.host && a.template.relation(&b.template) == Relation::Crossing
-    });
-    crossing
-        .next()
-        .map(|(a, b)| (a.template.as_str(), b.template.as_str()))
 }
