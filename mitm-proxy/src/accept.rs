@@ -86,7 +86,7 @@ struct Name {
 /// A connection that is closed without an answer.
 struct Dropped {
     reason: Reason,
-    workload: Option<Workload>,
+    workload: Option<Box<Workload>>,
     host: String,
     detail: String,
 }
@@ -177,7 +177,7 @@ impl Proxy {
             let host = destination.to_string();
             return Err(Dropped {
                 reason: Reason::AgentDisabled,
-                workload: Some(workload),
+                workload: Some(Box::new(workload)),
                 host,
                 detail,
             });
@@ -203,7 +203,7 @@ impl Proxy {
     ) -> Result<(), Dropped> {
         let dropped = |workload: Workload, (reason, detail): (Reason, String)| Dropped {
             reason,
-            workload: Some(workload),
+            workload: Some(Box::new(workload)),
             host: destination.to_string(),
             detail,
         };
@@ -388,7 +388,7 @@ impl Proxy {
 
     /// Says no to a connection that never became a request: a metric, and a record unless there were too many of its kind.
     async fn turn_away(&self, dropped: Dropped) {
-        let agent = dropped.workload.as_ref().map(|workload| &workload.agent);
+        let agent = dropped.workload.as_deref().map(|workload| &workload.agent);
         self.meter()
             .refused(agent.map(|agent| &agent.tenant), agent, dropped.reason);
         let key = (agent.cloned(), dropped.reason, dropped.host.clone());
@@ -396,7 +396,7 @@ impl Proxy {
             return;
         };
         self.record_refusal(
-            dropped.workload.as_ref(),
+            dropped.workload.as_deref(),
             dropped.reason,
             dropped.host,
             dropped.detail,
@@ -417,7 +417,7 @@ fn unreadable(error: &hyper::Error, connection: &Connection) -> Result<(), Dropp
     };
     Err(Dropped {
         reason,
-        workload: Some(connection.workload.clone()),
+        workload: Some(Box::new(connection.workload.clone())),
         host: connection.host.to_string(),
         detail: format!("The request cannot be read: {error}."),
     })

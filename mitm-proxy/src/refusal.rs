@@ -18,18 +18,25 @@ pub(crate) struct Refusal {
     pub(crate) reason: Reason,
     /// What to ask for, in words.
     pub(crate) detail: String,
-    /// The call, where the request was mapped.
-    pub(crate) call: Option<Box<Call>>,
+    /// What was refused, where the request was mapped.
+    pub(crate) about: Option<Box<About>>,
+    /// Whether the ledger already knows: after an intent, the outcome record holds the reason.
+    pub(crate) recorded: bool,
+    /// Whether the connection's framing can no longer be trusted and it must close.
+    pub(crate) close: bool,
+}
+
+/// A refused call, and who or what refused it.
+#[derive(Debug)]
+pub(crate) struct About {
+    /// The call.
+    pub(crate) call: Call,
     /// The policies that determined it.
     pub(crate) policies: Vec<PolicyId>,
     /// The bundle that was asked, where one decided.
     pub(crate) version: Option<PolicyVersion>,
     /// The approval that is waited for, or that ended.
     pub(crate) approval: Option<ApprovalId>,
-    /// Whether the ledger already knows: after an intent, the outcome record holds the reason.
-    pub(crate) recorded: bool,
-    /// Whether the connection's framing can no longer be trusted and it must close.
-    pub(crate) close: bool,
 }
 
 impl Refusal {
@@ -37,10 +44,7 @@ impl Refusal {
         Self {
             reason,
             detail: detail.into(),
-            call: None,
-            policies: Vec::new(),
-            version: None,
-            approval: None,
+            about: None,
             recorded: false,
             close: false,
         }
@@ -54,25 +58,34 @@ impl Refusal {
         detail: impl Into<String>,
     ) -> Self {
         Self {
-            call: Some(Box::new(held.call().clone())),
-            policies: held.policies().to_vec(),
-            version: Some(held.version()),
-            approval: Some(approval),
+            about: Some(Box::new(About {
+                call: held.call().clone(),
+                policies: held.policies().to_vec(),
+                version: Some(held.version()),
+                approval: Some(approval),
+            })),
             ..Self::new(reason, detail)
         }
     }
 
+    /// The same refusal, of this call.
     pub(crate) fn of_call(mut self, call: &Call) -> Self {
-        self.call = Some(Box::new(call.clone()));
+        self.about = Some(Box::new(About {
+            call: call.clone(),
+            policies: Vec::new(),
+            version: None,
+            approval: None,
+        }));
         self
     }
 
+    /// The same refusal, after which the connection closes.
     pub(crate) fn and_close(mut self) -> Self {
         self.close = true;
         self
     }
 
-    /// The ledger holds it as the outcome of an intent.
+    /// The same refusal, which the ledger holds as the outcome of an intent.
     pub(crate) fn already_recorded(mut self) -> Self {
         self.recorded = true;
         self
@@ -81,13 +94,14 @@ impl Refusal {
     /// What the agent reads, in the protocol that it asked in.
     pub(crate) fn response(&self, version: Version) -> Response<ResponseBody> {
         let status = status(self.reason);
+        let approval = self.about.as_ref().and_then(|about| about.approval);
         let problem = Problem {
             kind: format!("urn:sluice:refusal:{}", self.reason.as_str()),
             title: self.reason.title(),
             status: status.as_u16(),
             detail: &self.detail,
             reason: self.reason.as_str(),
-            approval: self.approval.as_ref().map(ToString::to_string),
+            approval: approval.map(|id| id.to_string()),
         };
         // A struct of strings and numbers always serialises; were it not so, the status still says no.
         let body = serde_json::to_vec_pretty(&problem).unwrap_or_default();
@@ -125,8 +139,12 @@ impl From<Refused> for Refusal {
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
         Self {
-            call: Some(Box::new(denied.call)),
-            policies: denied.policies,
+            about: Some(Box::new(About {
+                call: denied.call,
+                policies: denied.policies,
+                version: None,
+                approval: None,
+            })),
             ..Self::new(denied.reason, denied.detail)
         }
     }

@@ -119,7 +119,10 @@ pub(crate) fn relay(
     let (mut parts, incoming) = answer.into_parts();
     debt.status = Some(parts.status.as_u16());
     if lent && let Some(encoding) = foreign_encoding(&parts.headers) {
-        return Err(EncodedAnswer { encoding, debt });
+        return Err(EncodedAnswer {
+            encoding,
+            debt: Box::new(debt),
+        });
     }
     clean(&mut parts.headers, lent.then_some(&scrubber));
     parts.extensions.clear();
@@ -138,6 +141,10 @@ pub(crate) fn relay(
         debt,
         connection: Some(connection),
     };
+    // No body will come (HEAD, 204, 304, an empty one), and so nobody will ask for it.
+    if body.incoming.is_end_stream() {
+        body.end();
+    }
     Ok(Response::from_parts(
         parts,
         ResponseBody::Relayed(Box::new(body)),
@@ -147,7 +154,7 @@ pub(crate) fn relay(
 /// An answer that cannot be scrubbed.
 pub(crate) struct EncodedAnswer {
     pub(crate) encoding: String,
-    pub(crate) debt: Debt,
+    pub(crate) debt: Box<Debt>,
 }
 
 /// A content coding that hides what the scrubber looks for.
@@ -180,14 +187,20 @@ fn clean(headers: &mut HeaderMap, scrubber: Option<&Scrubber>) {
 }
 
 impl Relayed {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         loop {
             match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Pending => {
                     if self.silence.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
-                    self.debt.fail(Reason::UpstreamTimeout, "Upstream fell silent inside its answer.");
+                    self.debt.fail(
+                        Reason::UpstreamTimeout,
+                        "Upstream fell silent inside its answer.",
+                    );
                     return Poll::Ready(Some(Err(RelayError::Silent)));
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -217,7 +230,10 @@ impl Relayed {
                     if !rest.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(rest))));
                     }
-                    let trailers = self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)));
+                    let trailers = self
+                        .trailers
+                        .take()
+                        .map(|trailers| Ok(Frame::trailers(trailers)));
                     if trailers.is_none() {
                         self.end();
                     }
@@ -231,14 +247,24 @@ impl Relayed {
     /// server stops asking once it has written that many bytes.
     fn pass(&mut self, data: Bytes) -> Bytes {
         self.received.add(&data);
-        self.left = self.left.map(|left| left.saturating_sub(u64::try_from(data.len()).unwrap_or(u64::MAX)));
-        let data = if self.lent { self.scrubber.push(data) } else { data };
+        self.left = self
+            .left
+            .map(|left| left.saturating_sub(u64::try_from(data.len()).unwrap_or(u64::MAX)));
+        let data = if self.lent {
+            self.scrubber.push(data)
+        } else {
+            data
+        };
         if self.left != Some(0) {
             return data;
         }
         let rest = self.flush();
         self.end();
-        if rest.is_empty() { data } else { [data, rest].concat().into() }
+        if rest.is_empty() {
+            data
+        } else {
+            [data, rest].concat().into()
+        }
     }
 
     /// What the scrubber held back; nothing the second time.
@@ -293,7 +319,9 @@ impl HttpBody for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(body) => body.is_end_stream(),
-            Self::Relayed(body) => body.incoming.is_end_stream() && body.trailers.is_none() && body.debt.owed.is_none(),
+            Self::Relayed(body) => {
+                body.incoming.is_end_stream() && body.trailers.is_none() && body.debt.owed.is_none()
+            }
         }
     }
 

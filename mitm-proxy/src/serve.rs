@@ -185,16 +185,19 @@ impl Notes {
 
     fn refusal(&self, connection: &Connection, refusal: &Refusal) -> RefusalFacts {
         let agent = &connection.workload.agent;
-        let call = refusal.call.as_deref();
+        let about = refusal.about.as_deref();
+        let call = about.map(|about| &about.call);
         RefusalFacts {
             agent: Some(agent.clone()),
             workload: Some(workload_facts(&connection.workload)),
             connection: call.map(|call| call.connection().clone()),
             capability: call.map(|call| call.capability().clone()),
             params: call.map(|call| call.params().clone()).unwrap_or_default(),
-            policies: refusal.policies.clone(),
-            policy_version: refusal.version,
-            approval: refusal.approval,
+            policies: about
+                .map(|about| about.policies.clone())
+                .unwrap_or_default(),
+            policy_version: about.and_then(|about| about.version),
+            approval: about.and_then(|about| about.approval),
             host: self.host.clone(),
             method: Some(self.method.clone()),
             path: Some(self.path.clone()),

@@ -8,9 +8,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use audit::Ledger;
-use http::header::{ACCEPT_ENCODING, HOST, IF_RANGE, RANGE};
+use http::header::{ACCEPT_ENCODING, COOKIE, HOST, IF_RANGE, RANGE};
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -161,7 +161,7 @@ impl Upstream {
                         encoding,
                         debt: unsettled,
                     }) => {
-                        debt = unsettled;
+                        debt = *unsettled;
                         let detail = format!(
                             "Upstream encoded its answer ({encoding}) although it was asked not to; the lent credential \
                              could not be searched for in it."
@@ -410,6 +410,7 @@ fn for_sender(
             parts.version = Version::HTTP_11;
             // `te: trailers` is a header of one hop in HTTP/1.
             parts.headers.remove(http::header::TE);
+            join_cookies(&mut parts.headers);
         }
         Sender::Http2(_) => {
             let not_written = || {
@@ -434,6 +435,20 @@ fn for_sender(
     Ok(http::Request::from_parts(parts, body))
 }
 
+/// HTTP/2 may split a cookie header into lines, HTTP/1 wants one (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
 /// Undoes [`for_sender`] for the second try, whose connection may speak the other protocol.
 fn back_to_origin_form(mut request: http::Request<Body>) -> http::Request<Body> {
     let uri = request.uri().clone().into_parts();
@@ -446,4 +461,23 @@ fn back_to_origin_form(mut request: http::Request<Body>) -> http::Request<Body> 
         *request.uri_mut() = Uri::from(target);
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_that_http2_splits_are_one_header_again() {
+        let mut headers = HeaderMap::new();
+        join_cookies(&mut headers);
+        assert!(headers.is_empty());
+        headers.append(COOKIE, HeaderValue::from_static("a=1"));
+        headers.append(COOKIE, HeaderValue::from_static("b=2"));
+        join_cookies(&mut headers);
+        assert_eq!(
+            headers.get_all(COOKIE).iter().collect::<Vec<_>>(),
+            ["a=1; b=2"]
+        );
+    }
 }

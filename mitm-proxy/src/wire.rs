@@ -322,18 +322,19 @@ fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
+    fn read(parts: &[&[u8]]) -> Option<&'static str> {
+        let flaw = Flaw::default();
+        let mut framing = Framing::new(Arc::clone(&flaw), 4096);
+        for part in parts {
+            if framing.read(part) == Verdict::Cut {
+                break;
+            }
+        }
+        flaw.get().copied()
+    }
+
     /// The flaw after reading `bytes` whole, and again in every split into two parts: the verdict may not depend on it.
     fn flaw_of(bytes: &[u8]) -> Option<&'static str> {
-        let read = |parts: &[&[u8]]| {
-            let flaw = Flaw::default();
-            let mut framing = Framing::new(Arc::clone(&flaw), 4096);
-            for part in parts {
-                if framing.read(part) == Verdict::Cut {
-                    break;
-                }
-            }
-            flaw.get().copied()
-        };
         let whole = read(&[bytes]);
         for at in 0..=bytes.len() {
             let (one, two) = bytes.split_at(at);
@@ -385,6 +386,22 @@ mod tests {
                 "{}",
                 String::from_utf8_lossy(bytes)
             );
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever arrives, in whatever pieces: no panic, and the pieces do not change what is seen.
+        #[test]
+        fn pieces_do_not_change_what_is_seen(
+            bytes in proptest::collection::vec(
+                proptest::sample::select(b"GET / HTTP/1.1\r\nHost: aTransfer-Encoding: chunked0\r\n\r\n;".to_vec()), 0..80),
+            cuts in proptest::collection::vec(0_usize..80, 0..4),
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+            proptest::prop_assert_eq!(read(&pieces), read(&[&bytes]));
         }
     }
 }

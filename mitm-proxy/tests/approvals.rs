@@ -1,5 +1,13 @@
 //! Held calls: a person's yes lets exactly one call go, and nothing else does.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may panic, and so may what it is made of"
+)]
+
 mod support;
 
 use std::time::Duration;

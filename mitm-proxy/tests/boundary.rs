@@ -1,6 +1,14 @@
 //! Where agents try to be somebody or somewhere else: unknown origins, fronting, smuggling, other protocols.
 //! Each property comes with its positive control: the same client, without the trick, is served.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may panic, and so may what it is made of"
+)]
+
 mod support;
 
 use std::net::SocketAddr;
@@ -8,7 +16,7 @@ use std::time::Duration;
 
 use policies::{Reason, WorkloadId};
 use support::agent::{Answer, Client, connector};
-use support::{HOST, WORKLOAD, World};
+use support::{HOST, LITERAL, WORKLOAD, World};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// Writes raw bytes and reads until the peer closes or falls silent.
@@ -61,7 +69,15 @@ async fn a_connection_without_an_origin_gets_no_byte() {
         raw(stream, b"GET / HTTP/1.1\r\nHost: api.pay.test\r\n\r\n").await,
         ""
     );
-    let log = host_log(&world).await;
+    // The record follows the close.
+    let mut log = host_log(&world).await;
+    for _ in 0..100 {
+        if log.contains("agent_unknown") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        log = host_log(&world).await;
+    }
     assert!(
         log.contains("origin_unknown") && log.contains("agent_unknown"),
         "{log}"
@@ -484,4 +500,37 @@ async fn oversized_heads_are_refused() {
     assert!(Answer::status_ok(
         &client.call("GET", "/v1/charges", "").await
     ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_a_connection_names_is_served_under_a_leaf_for_that_address() {
+    let world = World::start().await;
+    let destination = format!("{LITERAL}:443").parse().unwrap();
+    let stream = world.dial_as(WORKLOAD, destination).await;
+    // The client sends no server name for an address, and checks the certificate's IP SAN.
+    let mut client = Client::http1(world.shake(stream, LITERAL, b"http/1.1").await).await;
+    let answer = client.call_to(LITERAL, "GET", "/v1/charges", "").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    // A name on such a connection is fronting.
+    let stream = world.dial_as(WORKLOAD, destination).await;
+    let mut client = Client::http1(world.shake(stream, HOST, b"http/1.1").await).await;
+    assert_eq!(
+        client.call("GET", "/v1/charges", "").await.reason(),
+        "sni_mismatch"
+    );
+    assert_eq!(world.upstream.seen().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_bound_are_dropped_and_counted() {
+    let plan = support::Plan {
+        tune: |settings| settings.limits.connections = 1,
+        ..support::Plan::default()
+    };
+    let world = World::planned(plan).await;
+    let mut first = world.http1(HOST).await;
+    let second = world.dial(HOST, 443).await;
+    assert_eq!(raw(second, b"GET / HTTP/1.1\r\n\r\n").await, "");
+    assert_eq!(*world.counts.refused.lock().unwrap(), [Reason::Overloaded]);
+    assert_eq!(first.call("GET", "/v1/charges", "").await.status, 200);
 }

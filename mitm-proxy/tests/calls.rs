@@ -1,5 +1,13 @@
 //! One call, end to end: what is allowed arrives upstream with the credential; what is not never arrives.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may panic, and so may what it is made of"
+)]
+
 mod support;
 
 use audit::Entry;
@@ -269,7 +277,13 @@ async fn the_kill_switch_refuses_new_connections_and_cuts_open_ones() {
         .await
         .ok();
     assert!(rest.is_empty());
-    world.records_until(|records| records.iter().any(|entry| entry.record().reason == Some(Reason::AgentDisabled))).await;
+    world
+        .records_until(|records| {
+            records
+                .iter()
+                .any(|entry| entry.record().reason == Some(Reason::AgentDisabled))
+        })
+        .await;
     // Positive control: it is the switch that refused.
     world.workloads.set_disabled(&agent, false);
     assert_eq!(

@@ -1,5 +1,13 @@
 //! The policy resolver: a table of questions and answers.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may panic, and so may what it is made of"
+)]
+
 mod support;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};

@@ -1,5 +1,13 @@
 //! Bodies pass as they come, both ways; what is owed to the ledger is written when they end.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may panic, and so may what it is made of"
+)]
+
 mod support;
 
 use std::sync::{Arc, Mutex};

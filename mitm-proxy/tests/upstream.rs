@@ -1,5 +1,13 @@
 //! The way out: verified, bounded in time, at most once; and nothing leaves that could not be written down.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may panic, and so may what it is made of"
+)]
+
 mod support;
 
 use std::time::Duration;
@@ -184,6 +192,14 @@ async fn heads_without_a_body_pass() {
         "the connection is still in step"
     );
     assert_eq!(world.upstream.seen()[0].method, "HEAD");
+    let ended = |records: &[audit::Entry]| {
+        let outcomes = records
+            .iter()
+            .filter(|entry| entry.line().contains("\"answered\""));
+        outcomes.count() == 2
+    };
+    world.records_until(ended).await;
+    assert_eq!(*world.upstream.connections.lock().unwrap(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,4 +232,54 @@ async fn a_stop_lets_open_calls_finish_and_takes_no_new_ones() {
         .await
         .expect("drained")
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_cannot_be_recorded_is_not_made() {
+    let world = World::start().await;
+    // The tenant's log is made with its first record; its directory is gone by then.
+    let audit = world.directory.path().join("audit");
+    let aside = world.directory.path().join("audit.aside");
+    std::fs::rename(&audit, &aside).unwrap();
+    std::fs::write(&audit, "").unwrap();
+    for (method, path) in [
+        ("GET", "/v1/charges"),
+        ("GET", "/v1/nothing"),
+        ("POST", "/v1/refunds"),
+    ] {
+        let body = if method == "POST" { "amount=1" } else { "" };
+        let answer = world.http1(HOST).await.call(method, path, body).await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (503, "audit_unavailable"),
+            "{path}"
+        );
+    }
+    assert!(world.upstream.seen().is_empty());
+    assert!(
+        world
+            .counts
+            .refused
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|reason| *reason == Reason::AuditUnavailable)
+    );
+    assert_eq!(
+        world.proxy.approvals().pending(),
+        0,
+        "nor is an approval asked for that could not be stored"
+    );
+    // Positive control: with the log back, the same call goes through.
+    std::fs::remove_file(&audit).unwrap();
+    std::fs::rename(&aside, &audit).unwrap();
+    assert_eq!(
+        world
+            .http1(HOST)
+            .await
+            .call("GET", "/v1/charges", "")
+            .await
+            .status,
+        200
+    );
 }

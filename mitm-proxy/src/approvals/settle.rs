@@ -50,9 +50,7 @@ impl Approvals {
             let waited = self
                 .wait(&held, &digest, limits.pending_approvals, left)
                 .await;
-            if started.elapsed() > Duration::from_millis(1) {
-                patience.meter.stage(Stage::ApprovalWait, started.elapsed());
-            }
+            patience.meter.stage(Stage::ApprovalWait, started.elapsed());
             let grant = waited?;
             decision = again(held, grant);
         }

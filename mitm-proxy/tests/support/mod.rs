@@ -1,6 +1,10 @@
 //! A world on loopback: the real proxy, ledger, vault and bundle, a table in place of the kernel, and an upstream of our own.
 //! Every test file uses a part of it.
-#![allow(dead_code, reason = "each test binary uses another part of the world")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses another part of the world"
+)]
 
 pub mod agent;
 pub mod upstream;
@@ -18,8 +22,8 @@ use mitm_proxy::{
     CallMeasure, Listeners, Meter, Origin, Origins, Proxy, Settings, Workload, Workloads,
 };
 use policies::{
-    AgentId, Answer, ApprovalId, ApprovalState, Bundle, CredentialId, Reason, Risk, Source, Sources,
-    Tenant, Timestamp, Verdict, WorkloadId,
+    AgentId, Answer, ApprovalId, ApprovalState, Bundle, CredentialId, Reason, Risk, Source,
+    Sources, Tenant, Timestamp, Verdict, WorkloadId,
 };
 use rustls_pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +33,8 @@ pub use upstream::Upstream;
 
 /// The name that the test connector speaks to.
 pub const HOST: &str = "api.pay.test";
+/// An address that the connector names as it is (RFC 5737, never routed).
+pub const LITERAL: &str = "203.0.113.80";
 /// What upstream must see.
 pub const SECRET: &str = "sk_live_0123456789abcdef";
 /// What the agent holds.
@@ -134,7 +140,11 @@ impl World {
     }
 
     pub async fn planned(plan: Plan) -> Self {
-        let upstream = Upstream::start(&[HOST, "files.pay.test"], plan.upstream_alpn.clone()).await;
+        let upstream = Upstream::start(
+            &[HOST, "files.pay.test", LITERAL],
+            plan.upstream_alpn.clone(),
+        )
+        .await;
         let directory = tempfile::tempdir().unwrap();
         Self::assemble(plan, upstream, directory).await
     }
@@ -162,7 +172,7 @@ impl World {
                 .push(CertificateDer::from(upstream.root.clone()));
         }
         if plan.redirect_upstream {
-            for host in [HOST, "files.pay.test"] {
+            for host in [HOST, "files.pay.test", LITERAL] {
                 settings.connect_to.insert(
                     format!("{host}:443").parse().unwrap(),
                     upstream.address.to_string(),
@@ -332,9 +342,20 @@ pub fn bundle(agent: &str, policies: &str) -> Bundle {
     };
     let other = agent.replace("name = \"support\"", "name = \"other\"");
     // The shipped catalogue is large; a stub in each one's place makes a world start in milliseconds.
-    let stubs = ["anthropic", "generic-http", "github", "jira", "openai", "slack", "stripe"];
+    let stubs = [
+        "anthropic",
+        "generic-http",
+        "github",
+        "jira",
+        "openai",
+        "slack",
+        "stripe",
+    ];
     // One capability of each risk class, so that every shipped policy still has something to be about.
-    let capabilities: String = Risk::ALL.iter().map(|risk| CAPABILITY.replace("RISK", risk.as_str())).collect();
+    let capabilities: String = Risk::ALL
+        .iter()
+        .map(|risk| CAPABILITY.replace("RISK", risk.as_str()))
+        .collect();
     let stub = [STUB, &capabilities].concat();
     let stubs = stubs.map(|id| source(format!("connectors.d/{id}.toml"), stub.replace("STUB", id)));
     let pay = source("connectors.d/pay.toml".into(), CONNECTOR.to_owned());
@@ -392,7 +413,7 @@ credential = "pay-live"
 pub const CONNECTOR: &str = r#"
 schema = 1
 id = "pay"
-hosts = ["api.pay.test", "*.pay.test"]
+hosts = ["api.pay.test", "*.pay.test", "203.0.113.80"]
 docs = "https://pay.test/docs"
 
 [auth]
