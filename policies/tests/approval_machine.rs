@@ -26,9 +26,9 @@ fn hold(bundle: &Bundle, amount: i64) -> Held {
     held(bundle.decide(refund(bundle, Some(amount)), &facts(), None))
 }
 
-fn finance() -> (Bundle, Held, Approval) {
-    let bundle = bundle("write", &[]);
-    let held = hold(&bundle, 12_000);
+fn finance() -> (&'static Bundle, Held, Approval) {
+    let bundle = common::shared_bundle("");
+    let held = hold(bundle, 12_000);
     let approval = approval(&held);
     (bundle, held, approval)
 }
@@ -179,7 +179,7 @@ fn an_approval_is_for_one_call_one_content_and_one_policy_version() {
     approval
         .answer(answer("alice", &["finance"], Verdict::Approve, now()))
         .unwrap();
-    let other_amount = hold(&bundle, 12_001);
+    let other_amount = hold(bundle, 12_001);
     let other_policies = common::bundle("write", &[common::FINANCE_OVER_50]);
     let other_policies = hold(&other_policies, 12_000);
     let attempts = [

@@ -7,6 +7,9 @@
     reason = "helpers of tests fail as tests do"
 )]
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use policies::{
     Answer, Approval, ApprovalId, Bundle, Call, Decision, Denied, Diagnostics, Digest, Facts,
     Grant, Held, Permit, RequestView, Source, Sources, Timestamp, Verdict,
@@ -81,10 +84,13 @@ pub(crate) fn bundle(stage: &str, policies: &[&str]) -> Bundle {
     load(stage, policies).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-/// One bundle for all cases of a generated test: loading is what would take the time.
+/// One bundle at stage `write` per policy text: loading is what takes the time in a test of many cases.
 pub(crate) fn shared_bundle(policies: &'static str) -> &'static Bundle {
-    static SHARED: std::sync::OnceLock<Bundle> = std::sync::OnceLock::new();
-    SHARED.get_or_init(|| bundle("write", &[policies]))
+    static SHARED: Mutex<BTreeMap<&'static str, &'static Bundle>> = Mutex::new(BTreeMap::new());
+    let mut shared = SHARED.lock().unwrap();
+    shared
+        .entry(policies)
+        .or_insert_with(|| Box::leak(Box::new(bundle("write", &[policies]))))
 }
 
 /// The call that `METHOD /path` with this form is.
