@@ -38,7 +38,13 @@ pub use output::Output;
 
 /// AI agents can ask; the host decides.
 #[derive(Debug, Parser)]
-#[command(name = "sluice", version, about, max_term_width = 100, propagate_version = true)]
+#[command(
+    name = "sluice",
+    version,
+    about,
+    max_term_width = 100,
+    propagate_version = true
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -140,7 +146,10 @@ fn ask_all<T: DeserializeOwned>(global: &Global, request: &Request) -> Result<Ve
     let mut found = Vec::new();
     Client::require(&socket)?.ask(request, |part| {
         if let Part::Item(value) = part {
-            let broken = |error: serde_json::Error| ClientError::Broken { path: socket.clone(), source: error.into() };
+            let broken = |error: serde_json::Error| ClientError::Broken {
+                path: socket.clone(),
+                source: error.into(),
+            };
             found.push(serde_json::from_value(value).map_err(broken)?);
         }
         Ok::<(), Failure>(())

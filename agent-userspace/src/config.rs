@@ -20,19 +20,39 @@ pub use accounts::{Accounts, ProcessFacts};
 pub use duration::parse_duration;
 pub use settings::{Approvals, Config, Control, Enforcement, Metrics, Names, Proxy, Vault};
 pub use snapshot::{Snapshot, TextFile, read_one, read_toml_files};
-pub use state::{adopt_owner, private_directory, public_directory, read_disabled, replace, write_disabled};
+pub use state::{
+    adopt_owner, private_directory, public_directory, read_disabled, replace, write_disabled,
+};
 
 /// Where one instance keeps its files. Several instances run side by side when all three differ.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Paths {
     /// Directory of config.toml, config.d, agents.d, policies and connectors.d
-    #[arg(long = "config", global = true, env = "SLUICE_CONFIG", value_name = "DIR", default_value = "/etc/sluice")]
+    #[arg(
+        long = "config",
+        global = true,
+        env = "SLUICE_CONFIG",
+        value_name = "DIR",
+        default_value = "/etc/sluice"
+    )]
     pub config: PathBuf,
     /// Directory of the audit logs and the vault
-    #[arg(long = "state-dir", global = true, env = "SLUICE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/sluice")]
+    #[arg(
+        long = "state-dir",
+        global = true,
+        env = "SLUICE_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/sluice"
+    )]
     pub state: PathBuf,
     /// Directory of the sockets and the tenants' CA certificates
-    #[arg(long = "runtime-dir", global = true, env = "SLUICE_RUNTIME_DIR", value_name = "DIR", default_value = "/run/sluice")]
+    #[arg(
+        long = "runtime-dir",
+        global = true,
+        env = "SLUICE_RUNTIME_DIR",
+        value_name = "DIR",
+        default_value = "/run/sluice"
+    )]
     pub runtime: PathBuf,
 }
 
@@ -123,7 +143,11 @@ pub fn working_directory() -> io::Result<PathBuf> {
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let color = io::stderr().is_terminal() && !no_color_by_environment();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(color).with_target(false);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(color)
+        .with_target(false);
     // Another subscriber is there already, and stays.
     let _ = log.try_init();
 }

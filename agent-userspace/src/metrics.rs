@@ -40,8 +40,14 @@ impl Metrics {
         self.families.layer.clear();
         for layer in layers {
             for state in LayerState::ALL {
-                let labels = LayerLabels { layer: layer.name.clone(), state: state.as_str() };
-                self.families.layer.get_or_create(&labels).set(i64::from(state == layer.state));
+                let labels = LayerLabels {
+                    layer: layer.name.clone(),
+                    state: state.as_str(),
+                };
+                self.families
+                    .layer
+                    .get_or_create(&labels)
+                    .set(i64::from(state == layer.state));
             }
         }
     }
@@ -50,7 +56,11 @@ impl Metrics {
     pub fn kernel_refusals(&self, counts: &[(String, u64)]) {
         use std::sync::atomic::Ordering::Relaxed;
         for (kind, count) in counts {
-            self.families.kernel_refusals.get_or_create(&KindLabels { kind: kind.clone() }).inner().store(*count, Relaxed);
+            self.families
+                .kernel_refusals
+                .get_or_create(&KindLabels { kind: kind.clone() })
+                .inner()
+                .store(*count, Relaxed);
         }
     }
 
@@ -58,7 +68,12 @@ impl Metrics {
     pub fn loaded(&self, version: &str, ok: bool, at: Timestamp) {
         let families = &self.families;
         families.bundle.clear();
-        families.bundle.get_or_create(&BundleLabels { version: version.to_owned() }).set(1);
+        families
+            .bundle
+            .get_or_create(&BundleLabels {
+                version: version.to_owned(),
+            })
+            .set(1);
         families.reload_ok.set(i64::from(ok));
         if ok {
             families.reload_at.set(at.as_millis() / 1_000);
@@ -81,7 +96,9 @@ impl Metrics {
     /// # Errors
     /// Formatting failed.
     pub fn render(&self, approvals_pending: usize) -> Result<String, std::fmt::Error> {
-        self.families.approvals_pending.set(i64::try_from(approvals_pending).unwrap_or(i64::MAX));
+        self.families
+            .approvals_pending
+            .set(i64::try_from(approvals_pending).unwrap_or(i64::MAX));
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
@@ -113,7 +130,9 @@ impl Meter for Metrics {
     fn refused(&self, tenant: Option<&Tenant>, agent: Option<&AgentId>, reason: Reason) {
         let labels = RefusalLabels {
             tenant: tenant.map(ToString::to_string).unwrap_or_default(),
-            agent: agent.map(|agent| agent.name.to_string()).unwrap_or_default(),
+            agent: agent
+                .map(|agent| agent.name.to_string())
+                .unwrap_or_default(),
             reason: reason.as_str(),
         };
         self.families.refusals.get_or_create(&labels).inc();
@@ -131,7 +150,10 @@ impl Meter for Metrics {
 
     fn name(&self, answered: bool) {
         let answer = if answered { "answered" } else { "refused" };
-        self.families.names.get_or_create(&AnswerLabels { answer }).inc();
+        self.families
+            .names
+            .get_or_create(&AnswerLabels { answer })
+            .inc();
     }
 
     fn connections(&self, delta: i64) {

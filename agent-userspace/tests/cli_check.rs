@@ -1,7 +1,13 @@
 //! Bad input at the command line: each kind gives a clear error with file, line, column and hint.
 //! `sluice check` is what an operator runs before a reload.
 //! The messages are held by snapshots, since people act on them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test"
+)]
 
 mod support;
 
@@ -37,7 +43,10 @@ fn an_unknown_key_is_refused_with_the_key_that_was_meant() {
 #[test]
 fn an_unknown_key_of_an_agent_is_refused() {
     let instance = Instance::new();
-    instance.write("agents.d/support.toml", &AGENT.replace("stage =", "staeg ="));
+    instance.write(
+        "agents.d/support.toml",
+        &AGENT.replace("stage =", "staeg ="),
+    );
     insta::assert_snapshot!(instance.sluice(&["check"]).all());
 }
 
@@ -67,11 +76,13 @@ kind = "bearer"
 name = "orders.read"
 risk = ["read"]
 match = { method = "GET", path = "/v1/orders/{id}" }
+examples = { hit = [{ method = "GET", path = "/v1/orders/7" }], miss = [{ method = "POST", path = "/v1/orders/7" }] }
 
 [[capability]]
 name = "orders.export"
 risk = ["export"]
 match = { method = "GET", path = "/v1/orders/{order}" }
+examples = { hit = [{ method = "GET", path = "/v1/orders/7" }], miss = [{ method = "POST", path = "/v1/orders/7" }] }
 "#,
     );
     insta::assert_snapshot!(instance.sluice(&["check"]).all());
@@ -87,15 +98,27 @@ fn a_missing_configuration_directory_is_named() {
 #[test]
 fn an_extra_root_that_is_no_certificate_is_refused() {
     let instance = Instance::new();
-    instance.write("config.toml", "[proxy]\nextra_roots = [\"ca.pem\", \"gone.pem\"]\n");
+    instance.write(
+        "config.toml",
+        "[proxy]\nextra_roots = [\"ca.pem\", \"gone.pem\"]\n",
+    );
     instance.write("ca.pem", "hello\n");
     let said = instance.sluice(&["check"]);
     assert_eq!(said.code, 1);
-    assert!(said.out.contains("gone.pem:1:1: the file cannot be read"), "{}", said.all());
+    assert!(
+        said.out.contains("gone.pem:1:1: the file cannot be read"),
+        "{}",
+        said.all()
+    );
     std::fs::write(instance.path().join("config/gone.pem"), "hello\n").unwrap();
     let said = instance.sluice(&["check"]);
     assert_eq!(said.code, 1);
-    assert!(said.out.contains("ca.pem:1:1: there is no certificate in this file"), "{}", said.all());
+    assert!(
+        said.out.contains("ca.pem:1:1")
+            && said.out.contains("there is no certificate in this file"),
+        "{}",
+        said.all()
+    );
 }
 
 #[test]
@@ -107,7 +130,10 @@ fn diagnostics_are_objects_for_programs() {
     let [line] = said.json().try_into().unwrap();
     assert_eq!(line["severity"], "error");
     assert_eq!(line["file"], "DIR/config/config.toml");
-    assert_eq!((line["line"].as_u64(), line["column"].as_u64()), (Some(2), Some(1)));
+    assert_eq!(
+        (line["line"].as_u64(), line["column"].as_u64()),
+        (Some(2), Some(1))
+    );
     assert_eq!(line["hint"], "did you mean `hold`?");
 }
 
@@ -116,5 +142,15 @@ fn a_wrong_command_line_is_exit_code_2() {
     let instance = Instance::new();
     assert_eq!(instance.sluice(&["chekc"]).code, 2);
     assert_eq!(instance.sluice(&["vault", "put", "no-tenant"]).code, 2);
-    assert_eq!(instance.sluice(&["vault", "put", "acme/stripe-live", "sk_live_on_the_command_line"]).code, 2);
+    assert_eq!(
+        instance
+            .sluice(&[
+                "vault",
+                "put",
+                "acme/stripe-live",
+                "sk_live_on_the_command_line"
+            ])
+            .code,
+        2
+    );
 }

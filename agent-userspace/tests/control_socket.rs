@@ -1,7 +1,13 @@
 //! The control socket of a running proxy process, asked by the `sluice` binary.
 //! Who may ask for what, and what comes back.
 //! Each refusal stands beside the same request when it is allowed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test"
+)]
 
 mod support;
 
@@ -39,7 +45,11 @@ fn status_and_doctor_tell_what_runs() {
     assert_eq!(status["workloads"][0]["agent"], "acme/support");
     assert_eq!(status["reload"]["ok"], true);
     let said = instance.sluice(&["status"]);
-    assert!(said.out.contains("1 of 2 live; see `sluice doctor`"), "{}", said.all());
+    assert!(
+        said.out.contains("1 of 2 live; see `sluice doctor`"),
+        "{}",
+        said.all()
+    );
     let said = instance.sluice(&["doctor"]);
     assert_eq!(said.code, 1, "a layer is absent: {}", said.all());
     insta::assert_snapshot!(said.out);
@@ -59,13 +69,26 @@ fn a_process_inside_a_governed_cgroup_is_refused_and_recorded() {
     for args in [["approvals", "list"], ["vault", "list"], ["agents", "list"]] {
         let said = instance.sluice(&args);
         assert_eq!(said.code, 1, "{}", said.all());
-        assert!(said.err.contains("a process inside the governed cgroup"), "{}", said.all());
+        assert!(
+            said.err.contains("a process inside the governed cgroup"),
+            "{}",
+            said.all()
+        );
         assert_eq!(said.out, "");
     }
     daemon.stop();
     let said = instance.sluice(&["audit", "list", "--kind", "event", "--format", "json"]);
-    let recorded = said.json().iter().filter(|record| record["event"] == "control_refused").count();
-    assert_eq!(recorded, 1, "recorded, and at most once a second: {}", said.all());
+    let recorded = said
+        .json()
+        .iter()
+        .filter(|record| record["event"] == "control_refused")
+        .count();
+    assert_eq!(
+        recorded,
+        1,
+        "recorded, and at most once a second: {}",
+        said.all()
+    );
 }
 
 #[test]
@@ -75,15 +98,38 @@ fn only_root_and_the_control_group_are_heard() {
     let daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
     let outsider = as_user(&instance, 4711, 4711, &["status"]);
     assert_eq!(outsider.code, 1, "{}", outsider.all());
-    assert!(outsider.err.contains("user uid:4711 may not use the control socket"), "{}", outsider.all());
+    assert!(
+        outsider
+            .err
+            .contains("user uid:4711 may not use the control socket"),
+        "{}",
+        outsider.all()
+    );
     let member = as_user(&instance, 4711, 4242, &["status"]);
     assert_eq!(member.code, 0, "{}", member.all());
-    let member = as_user(&instance, 4711, 4242, &["agents", "disable", "acme/support"]);
+    let member = as_user(
+        &instance,
+        4711,
+        4242,
+        &["agents", "disable", "acme/support"],
+    );
     assert_eq!(member.code, 1, "{}", member.all());
-    assert!(member.err.contains("only root may do this"), "{}", member.all());
-    let member = instance.command(&["vault", "revoke", "acme/stripe-live"]).uid(4711).gid(4242).output().unwrap();
+    assert!(
+        member.err.contains("only root may do this"),
+        "{}",
+        member.all()
+    );
+    let member = instance
+        .command(&["vault", "revoke", "acme/stripe-live"])
+        .uid(4711)
+        .gid(4242)
+        .output()
+        .unwrap();
     assert!(instance.said(&member).err.contains("only root may do this"));
-    assert_eq!(instance.sluice(&["agents", "disable", "acme/support"]).code, 0);
+    assert_eq!(
+        instance.sluice(&["agents", "disable", "acme/support"]).code,
+        0
+    );
     daemon.stop();
 }
 
@@ -108,7 +154,11 @@ fn what_is_no_request_is_refused() {
         b"{\"op\":\"status\"}",
         b"",
     ] {
-        assert!(ask(request).contains("\"code\":\"malformed\""), "{}", String::from_utf8_lossy(request));
+        assert!(
+            ask(request).contains("\"code\":\"malformed\""),
+            "{}",
+            String::from_utf8_lossy(request)
+        );
     }
     let long = [b"{\"op\":\"".as_slice(), &[b'x'; 200_000], b"\"}\n"].concat();
     assert!(ask(&long).contains("a request is one line of at most"));
@@ -120,29 +170,65 @@ fn the_kill_switch_reaches_the_kernel_and_survives_a_restart() {
     let instance = Instance::new();
     let mut daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
     daemon.admit("acme/support", 1).unwrap();
-    assert_eq!(instance.sluice(&["agents", "disable", "acme/support"]).code, 0);
-    assert!(matches!(daemon.command(), Command::SetDisabled { disabled: true, .. }));
+    assert_eq!(
+        instance.sluice(&["agents", "disable", "acme/support"]).code,
+        0
+    );
+    assert!(matches!(
+        daemon.command(),
+        Command::SetDisabled { disabled: true, .. }
+    ));
     let refused = daemon.admit("acme/support", 2).unwrap_err();
     assert_eq!(refused.reason, policies::Reason::AgentDisabled);
     daemon.stop();
     let mut daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
     assert_eq!(daemon.ready.disabled, ["acme/support".parse().unwrap()]);
-    assert_eq!(daemon.admit("acme/support", 3).unwrap_err().reason, policies::Reason::AgentDisabled);
-    assert_eq!(instance.sluice(&["agents", "enable", "acme/support"]).code, 0);
-    assert!(matches!(daemon.command(), Command::SetDisabled { disabled: false, .. }));
+    assert_eq!(
+        daemon.admit("acme/support", 3).unwrap_err().reason,
+        policies::Reason::AgentDisabled
+    );
+    assert_eq!(
+        instance.sluice(&["agents", "enable", "acme/support"]).code,
+        0
+    );
+    assert!(matches!(
+        daemon.command(),
+        Command::SetDisabled {
+            disabled: false,
+            ..
+        }
+    ));
     daemon.admit("acme/support", 4).unwrap();
-    assert_eq!(instance.sluice(&["agents", "disable", "acme/nobody"]).code, 1);
+    assert_eq!(
+        instance.sluice(&["agents", "disable", "acme/nobody"]).code,
+        1
+    );
     daemon.stop();
     let said = instance.sluice(&["audit", "list", "--tenant", "acme", "--format", "json"]);
-    let events: Vec<String> = said.json().iter().map(|record| record["event"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(events, ["workload_started", "agent_disabled", "agent_enabled", "workload_started"]);
+    let events: Vec<String> = said
+        .json()
+        .iter()
+        .map(|record| record["event"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        events,
+        [
+            "workload_started",
+            "agent_disabled",
+            "agent_enabled",
+            "workload_started"
+        ]
+    );
 }
 
 #[test]
 fn an_unknown_agent_is_not_admitted() {
     let instance = Instance::new();
     let daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
-    assert_eq!(daemon.admit("acme/nobody", 1).unwrap_err().reason, policies::Reason::AgentUnknown);
+    assert_eq!(
+        daemon.admit("acme/nobody", 1).unwrap_err().reason,
+        policies::Reason::AgentUnknown
+    );
     daemon.admit("acme/support", 1).unwrap();
     daemon.stop();
 }
@@ -152,38 +238,79 @@ fn a_broken_policy_changes_nothing_and_is_recorded() {
     let instance = Instance::new();
     let daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
     let before = daemon.ready.version.to_string();
-    instance.write("policies/more.cedar", "forbid (principal, action, resource) when { context.nonsense };\n");
+    instance.write(
+        "policies/more.cedar",
+        "forbid (principal, action, resource) when { context.nonsense };\n",
+    );
     let refused = daemon.reload(&instance.paths()).unwrap_err();
     assert!(refused.to_string().contains("more.cedar:1:"), "{refused}");
-    let [status] = instance.sluice(&["status", "--format", "json"]).json().try_into().unwrap();
+    let [status] = instance
+        .sluice(&["status", "--format", "json"])
+        .json()
+        .try_into()
+        .unwrap();
     assert_eq!(status["policy_version"], before);
     assert_eq!(status["reload"]["ok"], false);
     let said = instance.sluice(&["status"]);
-    assert!(said.out.contains("the one before is in force"), "{}", said.all());
+    assert!(
+        said.out.contains("the one before is in force"),
+        "{}",
+        said.all()
+    );
     // Positive control: a good policy takes effect.
-    instance.write("policies/more.cedar", "@id(\"nothing\")\nforbid (principal, action, resource);\n");
+    instance.write(
+        "policies/more.cedar",
+        "@id(\"nothing\")\nforbid (principal, action, resource);\n",
+    );
     let ready = daemon.reload(&instance.paths()).unwrap();
     assert_ne!(ready.version.to_string(), before);
-    let [status] = instance.sluice(&["status", "--format", "json"]).json().try_into().unwrap();
+    let [status] = instance
+        .sluice(&["status", "--format", "json"])
+        .json()
+        .try_into()
+        .unwrap();
     assert_eq!(status["policy_version"], ready.version.to_string());
     assert_eq!(status["reload"]["ok"], true);
     daemon.stop();
     let said = instance.sluice(&["audit", "list", "--tenant", "host", "--format", "json"]);
-    let events: Vec<String> = said.json().iter().map(|record| record["event"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(events, ["daemon_started", "bundle_loaded", "bundle_rejected", "bundle_loaded", "daemon_stopped"]);
+    let events: Vec<String> = said
+        .json()
+        .iter()
+        .map(|record| record["event"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        events,
+        [
+            "daemon_started",
+            "bundle_loaded",
+            "bundle_rejected",
+            "bundle_loaded",
+            "daemon_stopped"
+        ]
+    );
 }
 
 #[test]
 fn a_vault_that_cannot_be_decrypted_ends_the_start() {
     let instance = Instance::new();
-    assert_eq!(instance.sluice_with(&["vault", "put", "acme/stripe-live"], b"sk_live_0123456789").code, 0);
+    assert_eq!(
+        instance
+            .sluice_with(&["vault", "put", "acme/stripe-live"], b"sk_live_0123456789")
+            .code,
+        0
+    );
     let key = instance.paths().master_key_file();
     let good = std::fs::read(&key).unwrap();
     let mut other = good.clone();
     other[0] = if other[0] == b'0' { b'1' } else { b'0' };
     std::fs::write(&key, other).unwrap();
-    let refused = Daemon::start(&instance.paths(), ELSEWHERE).err().expect("it must not start");
-    assert!(matches!(refused, agent_userspace::app::StartError::Vault(_)), "{refused}");
+    let refused = Daemon::start(&instance.paths(), ELSEWHERE)
+        .err()
+        .expect("it must not start");
+    assert!(
+        matches!(refused, agent_userspace::app::StartError::Vault(_)),
+        "{refused}"
+    );
     std::fs::write(&key, good).unwrap();
     Daemon::start(&instance.paths(), ELSEWHERE).unwrap().stop();
 }
@@ -193,8 +320,17 @@ fn a_vault_change_through_the_daemon_counts_at_once() {
     let instance = Instance::new();
     let daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
     let said = instance.sluice(&["doctor"]);
-    assert!(said.out.contains("no usable credential acme/stripe-live"), "{}", said.all());
-    assert_eq!(instance.sluice_with(&["vault", "put", "acme/stripe-live"], b"sk_live_0123456789").code, 0);
+    assert!(
+        said.out.contains("no usable credential acme/stripe-live"),
+        "{}",
+        said.all()
+    );
+    assert_eq!(
+        instance
+            .sluice_with(&["vault", "put", "acme/stripe-live"], b"sk_live_0123456789")
+            .code,
+        0
+    );
     let said = instance.sluice(&["doctor"]);
     assert!(!said.out.contains("no usable credential"), "{}", said.all());
     let said = instance.sluice(&["vault", "list", "--format", "json"]);
@@ -208,7 +344,11 @@ fn the_root_certificate_is_where_the_launcher_looks() {
     let instance = Instance::new();
     let daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
     let said = instance.sluice(&["ca", "show", "acme"]);
-    assert!(said.out.starts_with("-----BEGIN CERTIFICATE-----"), "{}", said.all());
+    assert!(
+        said.out.starts_with("-----BEGIN CERTIFICATE-----"),
+        "{}",
+        said.all()
+    );
     let file = std::fs::read_to_string(instance.path().join("run/ca/acme.pem")).unwrap();
     assert_eq!(file.trim_end(), said.out.trim_end());
     assert_eq!(instance.sluice(&["ca", "show", "other"]).code, 1);
@@ -222,12 +362,23 @@ fn the_root_certificate_is_where_the_launcher_looks() {
 #[test]
 fn metrics_are_scraped_where_the_settings_say() {
     let instance = Instance::new();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    instance.write("config.toml", &format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    instance.write(
+        "config.toml",
+        &format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n"),
+    );
     let daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
     let get = |path: &str| {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer

@@ -22,8 +22,23 @@ use crate::metrics::{self, Metrics};
 /// # Errors
 /// Something that is needed to serve cannot be opened. Nothing was served then.
 pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
-    let WorkerParts { prepared, paths, listeners, control, origins, workloads, layers, governed, mut events, commands } = parts;
-    let Prepared { snapshot, config, master } = prepared;
+    let WorkerParts {
+        prepared,
+        paths,
+        listeners,
+        control,
+        origins,
+        workloads,
+        layers,
+        governed,
+        mut events,
+        commands,
+    } = parts;
+    let Prepared {
+        snapshot,
+        config,
+        master,
+    } = prepared;
     let metrics = Arc::new(Metrics::new());
     metrics.layers(&layers);
 
@@ -31,7 +46,10 @@ pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
     let bundle = Bundle::load(&snapshot.sources())?;
     let vault = Arc::new(open_vault(&paths, master)?);
     let ledger = open_ledger(&paths, Some(Arc::clone(&metrics)))?;
-    let disabled = read_disabled(&paths).map_err(|source| StartError::Disabled { path: paths.disabled_file(), source })?;
+    let disabled = read_disabled(&paths).map_err(|source| StartError::Disabled {
+        path: paths.disabled_file(),
+        source,
+    })?;
     let registry = registry(workloads, &disabled);
     let first = ready(&bundle, disabled.iter().cloned());
     let proxy = Proxy::new(
@@ -47,7 +65,11 @@ pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
 
     let stop = CancellationToken::new();
     let metrics_address = config.metrics.listen;
-    let reload = ReloadReport { at: now(), ok: true, errors: Vec::new() };
+    let reload = ReloadReport {
+        at: now(),
+        ok: true,
+        errors: Vec::new(),
+    };
     let live = Live {
         config: Arc::new(config),
         accounts: Arc::new(snapshot.accounts().clone()),
@@ -66,12 +88,31 @@ pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
         paths,
         governed,
         commands: commands.clone(),
+        reloading: tokio::sync::Mutex::new(()),
         live: RwLock::new(live),
     });
-    shared.metrics.loaded(&first.version.to_string(), true, now());
+    shared
+        .metrics
+        .loaded(&first.version.to_string(), true, now());
     serve_metrics(&shared, metrics_address, &stop).await?;
-    shared.ledger.event(None, HostEvent::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
-    shared.ledger.event(None, HostEvent::BundleLoaded { version: first.version }).await?;
+    shared
+        .ledger
+        .event(
+            None,
+            HostEvent::DaemonStarted {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+        )
+        .await?;
+    shared
+        .ledger
+        .event(
+            None,
+            HostEvent::BundleLoaded {
+                version: first.version,
+            },
+        )
+        .await?;
     let path = tokio::spawn(proxy.run(listeners, stop.clone()));
     let control = tokio::spawn(control::serve(control, Arc::clone(&shared), stop.clone()));
     // The enforcer publishes the ports only now, so that no agent reaches a half-started proxy.
@@ -98,16 +139,27 @@ async fn follow(shared: &Arc<Shared>, events: &mut mpsc::Receiver<Event>) -> boo
                 shared.metrics.layers(&layers);
                 shared.write(|live| live.layers = layers);
             }
-            Event::Reload { snapshot, reply } => drop(reply.send(reload(shared, &snapshot).await)),
+            Event::Reload { snapshot, reply } => {
+                // Loading a bundle takes its time, and workloads must not wait for it.
+                let shared = Arc::clone(shared);
+                tokio::spawn(async move { reply.send(reload(&shared, snapshot).await) });
+            }
             Event::Retire(id) => {
                 if let Some(workload) = shared.workloads.remove(id) {
-                    let event = HostEvent::WorkloadEnded { agent: workload.agent.clone(), workload: facts(&workload) };
+                    let event = HostEvent::WorkloadEnded {
+                        agent: workload.agent.clone(),
+                        workload: facts(&workload),
+                    };
                     shared.record(Some(&workload.agent.tenant), event).await;
                 }
             }
             Event::Started { id, pid, exe } => {
                 if let Some(workload) = shared.workloads.get(id) {
-                    shared.workloads.insert(Workload { pid: Some(pid), exe, ..workload });
+                    shared.workloads.insert(Workload {
+                        pid: Some(pid),
+                        exe,
+                        ..workload
+                    });
                 }
             }
             Event::Stop => return true,
@@ -117,7 +169,10 @@ async fn follow(shared: &Arc<Shared>, events: &mut mpsc::Receiver<Event>) -> boo
 }
 
 /// The live workloads that a former daemon admitted, and the agents that are switched off.
-fn registry<'a>(workloads: Vec<Workload>, disabled: impl IntoIterator<Item = &'a policies::AgentId>) -> Arc<Workloads> {
+fn registry<'a>(
+    workloads: Vec<Workload>,
+    disabled: impl IntoIterator<Item = &'a policies::AgentId>,
+) -> Arc<Workloads> {
     let registry = Workloads::new();
     for workload in workloads {
         registry.insert(workload);
@@ -133,14 +188,26 @@ async fn admit(shared: &Shared, workload: Workload) -> Result<(), AdmitRefused> 
     let agent = workload.agent.clone();
     let refused = |reason, detail| Err(AdmitRefused { reason, detail });
     if shared.proxy.bundle().agent(&agent).is_none() {
-        return refused(Reason::AgentUnknown, format!("there is no agent {agent}; agents are configured in agents.d/*.toml"));
+        return refused(
+            Reason::AgentUnknown,
+            format!("there is no agent {agent}; agents are configured in agents.d/*.toml"),
+        );
     }
     if shared.workloads.is_disabled(&agent) {
-        return refused(Reason::AgentDisabled, format!("{agent} is switched off; `sluice agents enable {agent}` switches it on"));
+        return refused(
+            Reason::AgentDisabled,
+            format!("{agent} is switched off; `sluice agents enable {agent}` switches it on"),
+        );
     }
-    let event = HostEvent::WorkloadStarted { agent: agent.clone(), workload: facts(&workload) };
+    let event = HostEvent::WorkloadStarted {
+        agent: agent.clone(),
+        workload: facts(&workload),
+    };
     if let Err(error) = shared.ledger.event(Some(&agent.tenant), event).await {
-        return refused(Reason::AuditUnavailable, format!("the start cannot be recorded: {error}"));
+        return refused(
+            Reason::AuditUnavailable,
+            format!("the start cannot be recorded: {error}"),
+        );
     }
     shared.workloads.insert(workload);
     Ok(())
@@ -149,26 +216,60 @@ async fn admit(shared: &Shared, workload: Workload) -> Result<(), AdmitRefused> 
 async fn kernel_refused(shared: &Shared, refusal: KernelRefusal) {
     let known = refusal.workload.and_then(|id| shared.workload_facts(id));
     let tenant = known.as_ref().map(|(agent, _)| agent.tenant.clone());
-    let detail = refusal.destination.map(|destination| format!("to {destination}")).unwrap_or_default();
+    let detail = refusal
+        .destination
+        .map(|destination| format!("to {destination}"))
+        .unwrap_or_default();
     let workload = known.map(|(_, facts)| facts);
-    shared.record(tenant.as_ref(), HostEvent::KernelRefusal { workload, kind: refusal.kind, detail }).await;
+    shared
+        .record(
+            tenant.as_ref(),
+            HostEvent::KernelRefusal {
+                workload,
+                kind: refusal.kind,
+                detail,
+            },
+        )
+        .await;
 }
 
 /// Puts a new configuration in force, or says why the old one stays.
-async fn reload(shared: &Shared, snapshot: &Snapshot) -> Result<Ready, Diagnostics> {
-    match take(shared, snapshot) {
+async fn reload(shared: &Arc<Shared>, snapshot: Snapshot) -> Result<Ready, Diagnostics> {
+    // One at a time, in the order in which they came.
+    let _reloading = shared.reloading.lock().await;
+    let taking = Arc::clone(shared);
+    let taken = tokio::task::spawn_blocking(move || take(&taking, &snapshot)).await;
+    match taken.unwrap_or_else(|_| Err(whole(shared, "loading it failed unexpectedly".to_owned())))
+    {
         Ok(ready) => {
-            let version = ready.version.clone();
+            let version = ready.version;
             shared.metrics.loaded(&version.to_string(), true, now());
-            shared.record(None, HostEvent::BundleLoaded { version }).await;
+            shared
+                .record(None, HostEvent::BundleLoaded { version })
+                .await;
             Ok(ready)
         }
         Err(diagnostics) => {
             tracing::error!(%diagnostics, "the new configuration is refused, the old one stays");
-            shared.metrics.loaded(&shared.proxy.bundle().version().to_string(), false, now());
+            shared
+                .metrics
+                .loaded(&shared.proxy.bundle().version().to_string(), false, now());
             let errors = diagnostics.0.iter().map(ToString::to_string).collect();
-            shared.write(|live| live.reload = ReloadReport { at: now(), ok: false, errors });
-            shared.record(None, HostEvent::BundleRejected { detail: diagnostics.to_string() }).await;
+            shared.write(|live| {
+                live.reload = ReloadReport {
+                    at: now(),
+                    ok: false,
+                    errors,
+                }
+            });
+            shared
+                .record(
+                    None,
+                    HostEvent::BundleRejected {
+                        detail: diagnostics.to_string(),
+                    },
+                )
+                .await;
             Err(diagnostics)
         }
     }
@@ -180,12 +281,19 @@ fn take(shared: &Shared, snapshot: &Snapshot) -> Result<Ready, Diagnostics> {
     let settings = settings(&config, snapshot)?;
     let bundle = Bundle::load(&snapshot.sources())?;
     let ready = ready(&bundle, shared.read(|live| live.disabled.clone()));
-    shared.proxy.replace_settings(settings).map_err(|error| unusable(shared, &error))?;
+    shared
+        .proxy
+        .replace_settings(settings)
+        .map_err(|error| whole(shared, error.to_string()))?;
     shared.proxy.replace_bundle(bundle);
     shared.write(|live| {
         live.config = Arc::new(config);
         live.accounts = Arc::new(snapshot.accounts().clone());
-        live.reload = ReloadReport { at: now(), ok: true, errors: Vec::new() };
+        live.reload = ReloadReport {
+            at: now(),
+            ok: true,
+            errors: Vec::new(),
+        };
     });
     // A tenant without a certificate file can still be served; only new workloads of it would miss the root.
     if let Err(error) = write_roots(&shared.paths, &shared.proxy) {
@@ -194,16 +302,25 @@ fn take(shared: &Shared, snapshot: &Snapshot) -> Result<Ready, Diagnostics> {
     Ok(ready)
 }
 
-/// What the running path cannot take over, as a diagnostic of the settings as a whole.
-fn unusable(shared: &Shared, error: &mitm_proxy::StartError) -> Diagnostics {
+/// What is wrong with the configuration as a whole.
+fn whole(shared: &Shared, message: String) -> Diagnostics {
     let file = shared.paths.config.join("config.toml");
-    Diagnostics(vec![Diagnostic { file, line: 1, column: 1, message: error.to_string(), hint: None }])
+    Diagnostics(vec![Diagnostic {
+        file,
+        line: 1,
+        column: 1,
+        message,
+        hint: None,
+    }])
 }
 
 /// Writes every tenant's root certificate for the launcher, and for people.
 fn write_roots(paths: &Paths, proxy: &Proxy) -> Result<(), StartError> {
     let directory = paths.ca_dir();
-    public_directory(&directory).map_err(|source| StartError::Directory { path: directory, source })?;
+    public_directory(&directory).map_err(|source| StartError::Directory {
+        path: directory,
+        source,
+    })?;
     let bundle = proxy.bundle();
     let mut tenants: Vec<&Tenant> = bundle.agents().map(|agent| &agent.id().tenant).collect();
     tenants.sort();
@@ -211,15 +328,23 @@ fn write_roots(paths: &Paths, proxy: &Proxy) -> Result<(), StartError> {
     for tenant in tenants {
         let pem = proxy.ca_pem(tenant)?;
         let path = paths.ca_pem(tenant);
-        replace(&path, pem.as_bytes(), 0o644).map_err(|source| StartError::Root { path, source })?;
+        replace(&path, pem.as_bytes(), 0o644)
+            .map_err(|source| StartError::Root { path, source })?;
     }
     Ok(())
 }
 
-async fn serve_metrics(shared: &Arc<Shared>, address: Option<std::net::SocketAddr>, stop: &CancellationToken) -> Result<(), StartError> {
-    let Some(address) = address else { return Ok(()) };
-    let listener =
-        tokio::net::TcpListener::bind(address).await.map_err(|source| StartError::Metrics { address, source })?;
+async fn serve_metrics(
+    shared: &Arc<Shared>,
+    address: Option<std::net::SocketAddr>,
+    stop: &CancellationToken,
+) -> Result<(), StartError> {
+    let Some(address) = address else {
+        return Ok(());
+    };
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Metrics { address, source })?;
     let shared = Arc::clone(shared);
     let render = move || shared.metrics.render(shared.proxy.approvals().pending());
     tokio::spawn(metrics::serve(listener, render, stop.clone()));

@@ -33,7 +33,11 @@ pub struct Prepared {
 pub fn prepare(paths: &Paths, snapshot: Snapshot) -> Result<Prepared, StartError> {
     let config = snapshot.config()?;
     let master = master_key(paths, &config)?;
-    Ok(Prepared { snapshot, config, master })
+    Ok(Prepared {
+        snapshot,
+        config,
+        master,
+    })
 }
 
 /// The master key from where the settings say, else systemd's credential, else the state directory.
@@ -41,9 +45,14 @@ pub(crate) fn master_key(paths: &Paths, config: &Config) -> Result<MasterKey, St
     if let Some(path) = &config.vault.key_file {
         return Ok(MasterKey::load(&MasterKeySource::KeyFile(path.clone()))?);
     }
-    if let Some(directory) = credentials_directory().filter(|directory| directory.join(MASTER_KEY_CREDENTIAL).exists()) {
+    if let Some(directory) =
+        credentials_directory().filter(|directory| directory.join(MASTER_KEY_CREDENTIAL).exists())
+    {
         let name = MASTER_KEY_CREDENTIAL.to_owned();
-        return Ok(MasterKey::load(&MasterKeySource::Systemd { directory, name })?);
+        return Ok(MasterKey::load(&MasterKeySource::Systemd {
+            directory,
+            name,
+        })?);
     }
     let path = paths.master_key_file();
     if path.exists() {
@@ -51,19 +60,33 @@ pub(crate) fn master_key(paths: &Paths, config: &Config) -> Result<MasterKey, St
     }
     // A new key beside an old vault would open nothing and hide what is wrong.
     if paths.vault_file().exists() {
-        return Err(StartError::MasterKeyMissing { key: path, vault: paths.vault_file() });
+        return Err(StartError::MasterKeyMissing {
+            key: path,
+            vault: paths.vault_file(),
+        });
     }
-    crate::config::private_directory(&paths.state).map_err(|source| StartError::Directory { path: paths.state.clone(), source })?;
+    crate::config::private_directory(&paths.state).map_err(|source| StartError::Directory {
+        path: paths.state.clone(),
+        source,
+    })?;
     Ok(MasterKey::create(&path)?)
 }
 
 /// Opens the audit logs; `metrics` counts their commits where there is somebody to read them.
-pub(crate) fn open_ledger(paths: &Paths, metrics: Option<Arc<Metrics>>) -> Result<Ledger, StartError> {
+pub(crate) fn open_ledger(
+    paths: &Paths,
+    metrics: Option<Arc<Metrics>>,
+) -> Result<Ledger, StartError> {
     let directory = paths.audit_dir();
-    crate::config::private_directory(&directory).map_err(|source| StartError::Directory { path: directory.clone(), source })?;
+    crate::config::private_directory(&directory).map_err(|source| StartError::Directory {
+        path: directory.clone(),
+        source,
+    })?;
     let mut options = Options::default();
     if let Some(metrics) = metrics {
-        options.on_commit = Arc::new(move |stats: audit::CommitStats| metrics.audit_commit(stats.duration, stats.records));
+        options.on_commit = Arc::new(move |stats: audit::CommitStats| {
+            metrics.audit_commit(stats.duration, stats.records)
+        });
     }
     Ok(Ledger::open(&directory, options)?)
 }
@@ -75,23 +98,38 @@ pub(crate) fn open_vault(paths: &Paths, master: MasterKey) -> Result<Vault, Star
 
 /// The path's settings from the configuration.
 pub(super) fn settings(config: &Config, snapshot: &Snapshot) -> Result<Settings, Diagnostics> {
-    let connect_to: HashMap<_, _> = config.proxy.connect_to.iter().map(|(from, to)| (from.clone(), to.clone())).collect();
+    let connect_to: HashMap<_, _> = config
+        .proxy
+        .connect_to
+        .iter()
+        .map(|(from, to)| (from.clone(), to.clone()))
+        .collect();
     Ok(Settings {
         connect_to,
         extra_roots: snapshot.trust_anchors()?,
         hold: config.approvals.hold,
-        names: Pools { v4: config.names.pool4, v6: config.names.pool6 },
+        names: Pools {
+            v4: config.names.pool4,
+            v6: config.names.pool6,
+        },
         ..Settings::default()
     })
 }
 
 /// What the enforcer needs to know of `bundle`.
 pub(super) fn ready(bundle: &Bundle, disabled: impl IntoIterator<Item = AgentId>) -> super::Ready {
-    let mut literals: Vec<_> =
-        bundle.agents().flat_map(|agent| bundle.exact_hosts(agent.id())).filter_map(|host| host.ip()).collect();
+    let mut literals: Vec<_> = bundle
+        .agents()
+        .flat_map(|agent| bundle.exact_hosts(agent.id()))
+        .filter_map(|host| host.ip())
+        .collect();
     literals.sort();
     literals.dedup();
-    super::Ready { version: bundle.version(), literals, disabled: disabled.into_iter().collect() }
+    super::Ready {
+        version: bundle.version(),
+        literals,
+        disabled: disabled.into_iter().collect(),
+    }
 }
 
 /// Why the proxy process cannot start. A restart would fail the same way.

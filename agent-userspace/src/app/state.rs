@@ -30,6 +30,7 @@ pub(crate) struct Shared {
     pub(super) paths: Paths,
     pub(super) governed: String,
     pub(super) commands: mpsc::Sender<Command>,
+    pub(super) reloading: tokio::sync::Mutex<()>,
     pub(super) live: RwLock<Live>,
 }
 
@@ -59,16 +60,28 @@ impl Shared {
     }
 
     /// Runs `identify` with what this instance knows: the governed cgroup, the control group and the accounts.
-    pub(crate) fn identify<T>(&self, identify: impl FnOnce(&str, Option<&str>, &Accounts) -> T) -> T {
-        let (config, accounts) = self.read(|live| (Arc::clone(&live.config), Arc::clone(&live.accounts)));
+    pub(crate) fn identify<T>(
+        &self,
+        identify: impl FnOnce(&str, Option<&str>, &Accounts) -> T,
+    ) -> T {
+        let (config, accounts) =
+            self.read(|live| (Arc::clone(&live.config), Arc::clone(&live.accounts)));
         identify(&self.governed, config.control.group.as_deref(), &accounts)
     }
 
     /// The kill switch: stored first, then in force here, then in the kernel.
-    pub(crate) async fn set_disabled(&self, agent: &AgentId, disabled: bool) -> Result<(), SwitchError> {
+    pub(crate) async fn set_disabled(
+        &self,
+        agent: &AgentId,
+        disabled: bool,
+    ) -> Result<(), SwitchError> {
         self.write(|live| {
             let mut wanted = live.disabled.clone();
-            let changed = if disabled { wanted.insert(agent.clone()) } else { wanted.remove(agent) };
+            let changed = if disabled {
+                wanted.insert(agent.clone())
+            } else {
+                wanted.remove(agent)
+            };
             if changed {
                 // A crash after this line leaves the agent switched as asked.
                 write_disabled(&self.paths, &wanted)?;
@@ -77,8 +90,14 @@ impl Shared {
             Ok::<_, io::Error>(())
         })?;
         self.workloads.set_disabled(agent, disabled);
-        let command = Command::SetDisabled { agent: agent.clone(), disabled };
-        self.commands.send(command).await.map_err(|_| SwitchError::NoEnforcer)
+        let command = Command::SetDisabled {
+            agent: agent.clone(),
+            disabled,
+        };
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| SwitchError::NoEnforcer)
     }
 
     /// Counts a peer that was refused on the control socket, and records it: at most once a second, so that
@@ -87,7 +106,9 @@ impl Shared {
         self.metrics.control_refused();
         tracing::warn!(%refused, "refused on the control socket");
         let due = self.write(|live| {
-            let due = live.refusal_recorded.is_none_or(|at| at.elapsed().as_secs() >= 1);
+            let due = live
+                .refusal_recorded
+                .is_none_or(|at| at.elapsed().as_secs() >= 1);
             if due {
                 live.refusal_recorded = Some(Instant::now());
             }
@@ -97,13 +118,19 @@ impl Shared {
             return;
         }
         let workload = match refused {
-            PeerRefused::Governed { cgroup, .. } => self.workloads.list().into_iter().find(|found| found.cgroup == *cgroup),
+            PeerRefused::Governed { cgroup, .. } => self
+                .workloads
+                .list()
+                .into_iter()
+                .find(|found| found.cgroup == *cgroup),
             PeerRefused::NotAMember { .. } | PeerRefused::Unknown(_) => None,
         };
-        let tenant = workload.as_ref().map(|workload| workload.agent.tenant.clone());
-        let event = HostEvent::KernelRefusal {
+        let tenant = workload
+            .as_ref()
+            .map(|workload| workload.agent.tenant.clone());
+        let event = HostEvent::ControlRefused {
             workload: workload.as_ref().map(facts),
-            kind: "control_socket".to_owned(),
+            by: refused.user().to_owned(),
             detail: refused.to_string(),
         };
         self.record(tenant.as_ref(), event).await;
@@ -118,7 +145,9 @@ impl Shared {
 
     /// A workload by its id, as records describe it.
     pub(super) fn workload_facts(&self, id: WorkloadId) -> Option<(AgentId, WorkloadFacts)> {
-        self.workloads.get(id).map(|workload| (workload.agent.clone(), facts(&workload)))
+        self.workloads
+            .get(id)
+            .map(|workload| (workload.agent.clone(), facts(&workload)))
     }
 }
 
@@ -134,7 +163,9 @@ pub(crate) fn facts(workload: &Workload) -> WorkloadFacts {
 
 /// The time of this moment.
 pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 

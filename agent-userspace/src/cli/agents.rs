@@ -38,10 +38,17 @@ pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure
 
 fn set(global: &Global, agent: AgentId, disabled: bool) -> Result<ExitCode, Failure> {
     let client = Client::require(&global.paths.control_socket())?;
-    let answer: serde_json::Value = client.ask_one(&Request::AgentsSet { agent: agent.clone(), disabled })?;
+    let answer: serde_json::Value = client.ask_one(&Request::AgentsSet {
+        agent: agent.clone(),
+        disabled,
+    })?;
     let output = Output::new(global);
     output.object(&answer, |_| {
-        let (tone, word) = if disabled { (Tone::Bad, "off") } else { (Tone::Good, "on") };
+        let (tone, word) = if disabled {
+            (Tone::Bad, "off")
+        } else {
+            (Tone::Good, "on")
+        };
         format!("{agent} is switched {}", output.tone(tone, word))
     })?;
     Ok(ExitCode::SUCCESS)
@@ -49,17 +56,29 @@ fn set(global: &Global, agent: AgentId, disabled: bool) -> Result<ExitCode, Fail
 
 fn list(global: &Global) -> Result<ExitCode, Failure> {
     let agents: Vec<AgentReport> = ask_all(global, &Request::AgentsList {})?;
-    let header = ["AGENT", "STAGE", "SWITCH", "RUNNING", "OWNER", "CONNECTIONS"];
-    Output::new(global).table(&agents, &header, "no agents are configured; see agents.d/*.toml", |agent| {
-        let switch = if agent.disabled { "off" } else { "on" };
-        vec![
-            agent.agent.to_string(),
-            agent.stage.clone(),
-            switch.to_owned(),
-            agent.workloads.to_string(),
-            agent.owner.clone(),
-            agent.connections.join(" "),
-        ]
-    })?;
+    let header = [
+        "AGENT",
+        "STAGE",
+        "SWITCH",
+        "RUNNING",
+        "OWNER",
+        "CONNECTIONS",
+    ];
+    Output::new(global).table(
+        &agents,
+        &header,
+        "no agents are configured; see agents.d/*.toml",
+        |agent| {
+            let switch = if agent.disabled { "off" } else { "on" };
+            vec![
+                agent.agent.to_string(),
+                agent.stage.clone(),
+                switch.to_owned(),
+                agent.workloads.to_string(),
+                agent.owner.clone(),
+                agent.connections.join(" "),
+            ]
+        },
+    )?;
     Ok(ExitCode::SUCCESS)
 }

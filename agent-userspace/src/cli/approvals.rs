@@ -64,7 +64,15 @@ fn list(global: &Global, all: bool) -> Result<ExitCode, Failure> {
     let views = ask(global, &Request::ApprovalsList { all })?;
     let output = Output::new(global);
     if all || output.is_json() {
-        let header = ["ID", "STATE", "AGENT", "CAPABILITY", "WHAT", "GROUPS", "EXPIRES"];
+        let header = [
+            "ID",
+            "STATE",
+            "AGENT",
+            "CAPABILITY",
+            "WHAT",
+            "GROUPS",
+            "EXPIRES",
+        ];
         output.table(&views, &header, "no approvals", row)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -103,7 +111,9 @@ fn watch(global: &Global) -> Result<ExitCode, Failure> {
     let output = Output::new(global);
     let client = Client::require(&global.paths.control_socket())?;
     client.ask(&Request::ApprovalsWatch {}, |part| {
-        let Part::Item(value) = part else { return Ok(()) };
+        let Part::Item(value) = part else {
+            return Ok(());
+        };
         let view = read(value, global)?;
         output.object(&view, |view| match view.approval.state {
             ApprovalState::Pending => format!("{}\n", card(output, view, &commands(global))),
@@ -126,7 +136,10 @@ fn ask(global: &Global, request: &Request) -> Result<Vec<ApprovalView>, Failure>
 }
 
 fn read(value: serde_json::Value, global: &Global) -> Result<ApprovalView, Failure> {
-    let broken = |error: serde_json::Error| ClientError::Broken { path: global.paths.control_socket(), source: error.into() };
+    let broken = |error: serde_json::Error| ClientError::Broken {
+        path: global.paths.control_socket(),
+        source: error.into(),
+    };
     Ok(ApprovalView::read(value).map_err(broken)?)
 }
 

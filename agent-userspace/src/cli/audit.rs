@@ -85,32 +85,58 @@ pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure
     match command {
         Command::Checkpoint { tenant } => {
             let text = Source::open(global)?.checkpoint(tenant)?;
-            output.object(&json!({ "checkpoint": text }), |_| text.trim_end().to_owned())?;
+            output.object(&json!({ "checkpoint": text }), |_| {
+                text.trim_end().to_owned()
+            })?;
         }
-        Command::Export { tenant, output: None } => {
+        Command::Export {
+            tenant,
+            output: None,
+        } => {
             let mut out = io::stdout().lock();
             Source::open(global)?.export(tenant, &mut out)?;
             out.flush().map_err(Failure::Output)?;
         }
-        Command::Export { tenant, output: Some(path) } => export_to(global, tenant, &path)?,
+        Command::Export {
+            tenant,
+            output: Some(path),
+        } => export_to(global, tenant, &path)?,
         Command::Key => {
             let key = Source::open(global)?.key()?;
-            output.object(&json!({ "key": key.trim_end() }), |_| key.trim_end().to_owned())?;
+            output.object(&json!({ "key": key.trim_end() }), |_| {
+                key.trim_end().to_owned()
+            })?;
         }
         Command::List(args) => list(global, args)?,
         Command::Show { tenant, index } => {
             let entry = Source::open(global)?.show(tenant, index)?;
             output.object(&entry, |entry| details(output, entry))?;
         }
-        Command::Verify { file: Some(file), key } => return verify_file(global, &file, key),
+        Command::Verify {
+            file: Some(file),
+            key,
+        } => return verify_file(global, &file, key),
         Command::Verify { file: None, .. } => return verify_all(global),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
-    let ListArgs { tenant, agent, kind, from, limit } = args;
-    let filter = AuditFilter { tenant, agent, kind, since: None, from, limit: Some(limit) };
+    let ListArgs {
+        tenant,
+        agent,
+        kind,
+        from,
+        limit,
+    } = args;
+    let filter = AuditFilter {
+        tenant,
+        agent,
+        kind,
+        since: None,
+        from,
+        limit: Some(limit),
+    };
     let entries = Source::open(global)?.list(filter)?;
     let output = Output::new(global);
     if output.is_json() {
@@ -118,15 +144,23 @@ fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
     }
     let records: Result<Vec<Record>, _> = entries.into_iter().map(serde_json::from_value).collect();
     let records = records.map_err(|error| Failure::Output(error.into()))?;
-    let header = ["LOG", "INDEX", "TIME", "KIND", "AGENT", "WHAT", "RESULT", "WHY"];
+    let header = [
+        "LOG", "INDEX", "TIME", "KIND", "AGENT", "WHAT", "RESULT", "WHY",
+    ];
     output.table(&records, &header, "no records", row)
 }
 
 fn export_to(global: &Global, tenant: Option<Tenant>, path: &Path) -> Result<(), Failure> {
-    let failed = |source| Failure::Io { path: path.to_owned(), source };
+    let failed = |source| Failure::Io {
+        path: path.to_owned(),
+        source,
+    };
     let mut file = io::BufWriter::new(File::create(path).map_err(failed)?);
     Source::open(global)?.export(tenant, &mut file)?;
-    file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)
+    file.into_inner()
+        .map_err(|error| failed(error.into_error()))?
+        .sync_all()
+        .map_err(failed)
 }
 
 fn verify_file(global: &Global, file: &Path, key: Option<String>) -> Result<ExitCode, Failure> {
@@ -134,7 +168,10 @@ fn verify_file(global: &Global, file: &Path, key: Option<String>) -> Result<Exit
         Some(given) => parse_key(&given)?,
         None => parse_key(&Source::open(global)?.key()?)?,
     };
-    let open = File::open(file).map_err(|source| Failure::Io { path: file.to_owned(), source })?;
+    let open = File::open(file).map_err(|source| Failure::Io {
+        path: file.to_owned(),
+        source,
+    })?;
     let verified = verify(&mut BufReader::new(open), &key);
     report(global, &file.display().to_string(), verified)
 }
@@ -155,7 +192,12 @@ fn verify_all(global: &Global) -> Result<ExitCode, Failure> {
             match verifying.join() {
                 Ok(Err(error)) => Ok(Err(error)),
                 Ok(verified) => exported.map(|()| verified),
-                Err(_) => exported.map(|()| Err(audit::VerifyError::Io { line: 0, source: io::Error::other("the verifier ended") })),
+                Err(_) => exported.map(|()| {
+                    Err(audit::VerifyError::Io {
+                        line: 0,
+                        source: io::Error::other("the verifier ended"),
+                    })
+                }),
             }
         })?;
         if report(global, tenant.as_str(), verified)? != ExitCode::SUCCESS {
@@ -165,17 +207,36 @@ fn verify_all(global: &Global) -> Result<ExitCode, Failure> {
     Ok(worst)
 }
 
-fn report(global: &Global, what: &str, verified: Result<Verified, audit::VerifyError>) -> Result<ExitCode, Failure> {
+fn report(
+    global: &Global,
+    what: &str,
+    verified: Result<Verified, audit::VerifyError>,
+) -> Result<ExitCode, Failure> {
     let output = Output::new(global);
     match verified {
-        Ok(Verified { origin, tenant, size, root }) => {
+        Ok(Verified {
+            origin,
+            tenant,
+            size,
+            root,
+        }) => {
             let answer = json!({ "log": what, "ok": true, "origin": origin, "tenant": tenant, "size": size, "root": root });
-            output.object(&answer, |_| format!("{what}: {}, {size} records of {origin}", output.tone(Tone::Good, "ok")))?;
+            output.object(&answer, |_| {
+                format!(
+                    "{what}: {}, {size} records of {origin}",
+                    output.tone(Tone::Good, "ok")
+                )
+            })?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
             let answer: Value = json!({ "log": what, "ok": false, "error": error.to_string() });
-            output.object(&answer, |_| format!("{what}: {}: {error}", output.tone(Tone::Bad, "does not verify")))?;
+            output.object(&answer, |_| {
+                format!(
+                    "{what}: {}: {error}",
+                    output.tone(Tone::Bad, "does not verify")
+                )
+            })?;
             Ok(ExitCode::from(1))
         }
     }
@@ -190,5 +251,9 @@ fn parse_key(given: &str) -> Result<VerifierKey, Failure> {
     if !path.is_file() {
         return Err(ArgumentError::VerifierKey.into());
     }
-    read_one(path)?.text.trim().parse().map_err(|_| ArgumentError::VerifierKey.into())
+    read_one(path)?
+        .text
+        .trim()
+        .parse()
+        .map_err(|_| ArgumentError::VerifierKey.into())
 }

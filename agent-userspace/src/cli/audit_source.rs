@@ -10,7 +10,10 @@ use policies::Tenant;
 use serde_json::Value;
 
 use super::{Failure, Global, offline};
-use crate::control::{AuditFilter, Client, ClientError, ErrorCode, ErrorReply, Part, Request, entries, export, log_tenant, show};
+use crate::control::{
+    AuditFilter, Client, ClientError, ErrorCode, ErrorReply, Part, Request, entries, export,
+    log_tenant, show,
+};
 
 /// The logs of this instance.
 pub(super) enum Source {
@@ -26,7 +29,9 @@ impl Source {
         match Client::connect(&socket)? {
             // The connection was a probe; the daemon sees it close without a request.
             Some(_) => Ok(Source::Daemon(socket)),
-            None if global.paths.audit_dir().is_dir() => Ok(Source::Files(offline::ledger(global)?)),
+            None if global.paths.audit_dir().is_dir() => {
+                Ok(Source::Files(offline::ledger(global)?))
+            }
             // Opening would make an empty log; somebody who only looks should not.
             None => Err(ClientError::NoDaemon { path: socket }.into()),
         }
@@ -42,19 +47,28 @@ impl Source {
     pub(super) fn show(&mut self, tenant: Option<Tenant>, index: u64) -> Result<Value, Failure> {
         match self {
             Source::Daemon(_) => {
-                let none = || ErrorReply::new(ErrorCode::AuditUnavailable, "the daemon sent no record");
-                self.items(&Request::AuditShow { tenant, index })?.pop().ok_or_else(|| none().into())
+                let none =
+                    || ErrorReply::new(ErrorCode::AuditUnavailable, "the daemon sent no record");
+                self.items(&Request::AuditShow { tenant, index })?
+                    .pop()
+                    .ok_or_else(|| none().into())
             }
             Source::Files(ledger) => value(&show(ledger, tenant, index)?),
         }
     }
 
-    pub(super) fn export(&mut self, tenant: Option<Tenant>, out: &mut dyn Write) -> Result<(), Failure> {
+    pub(super) fn export(
+        &mut self,
+        tenant: Option<Tenant>,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
         match self {
-            Source::Daemon(socket) => Client::require(socket)?.ask(&Request::AuditExport { tenant }, |part| match part {
-                Part::Chunk(text) => out.write_all(text.as_bytes()).map_err(Failure::Output),
-                Part::Item(_) => Ok(()),
-            }),
+            Source::Daemon(socket) => {
+                Client::require(socket)?.ask(&Request::AuditExport { tenant }, |part| match part {
+                    Part::Chunk(text) => out.write_all(text.as_bytes()).map_err(Failure::Output),
+                    Part::Item(_) => Ok(()),
+                })
+            }
             Source::Files(ledger) => Ok(export(ledger, tenant, out).map(drop)?),
         }
     }
@@ -79,7 +93,10 @@ impl Source {
         match self {
             Source::Daemon(_) => {
                 let names = self.items(&Request::AuditTenants {})?;
-                names.into_iter().map(|name| serde_json::from_value(name).map_err(broken)).collect()
+                names
+                    .into_iter()
+                    .map(|name| serde_json::from_value(name).map_err(broken))
+                    .collect()
             }
             Source::Files(ledger) => Ok(ledger.tenants()),
         }
@@ -106,7 +123,9 @@ impl Source {
     }
 
     fn ask(&self, request: &Request, mut each: impl FnMut(Part)) -> Result<(), Failure> {
-        let Source::Daemon(socket) = self else { return Ok(()) };
+        let Source::Daemon(socket) = self else {
+            return Ok(());
+        };
         Client::require(socket)?.ask(request, |part| {
             each(part);
             Ok(())

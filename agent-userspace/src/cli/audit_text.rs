@@ -14,7 +14,11 @@ pub(super) fn row(record: &Record) -> Vec<String> {
         record.index.to_string(),
         record.at.to_string(),
         kind(record),
-        record.agent.as_ref().map(ToString::to_string).unwrap_or_default(),
+        record
+            .agent
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         what(record),
         result(record),
         why(record),
@@ -23,8 +27,14 @@ pub(super) fn row(record: &Record) -> Vec<String> {
 
 /// One record, a field per line.
 pub(super) fn details(output: Output, record: &Value) -> String {
-    let Value::Object(fields) = record else { return clean_line(&record.to_string()) };
-    let width = fields.keys().map(|name| name.chars().count()).max().unwrap_or(0);
+    let Value::Object(fields) = record else {
+        return clean_line(&record.to_string());
+    };
+    let width = fields
+        .keys()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0);
     let shown = |value: &Value| match value {
         Value::String(text) => clean_line(text),
         other => clean_line(&other.to_string()),
@@ -32,7 +42,13 @@ pub(super) fn details(output: Output, record: &Value) -> String {
     let lines = fields
         .iter()
         .filter(|(_, value)| !value.is_null())
-        .map(|(name, value)| format!("{}  {}", output.tone(Tone::Weak, &format!("{name:<width$}")), shown(value)));
+        .map(|(name, value)| {
+            format!(
+                "{}  {}",
+                output.tone(Tone::Weak, &format!("{name:<width$}")),
+                shown(value)
+            )
+        });
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -56,33 +72,62 @@ fn what(record: &Record) -> String {
     };
     let event = || record.event.as_ref().and_then(word);
     let credential = || record.credential.as_ref().map(ToString::to_string);
-    let named = record.capability.as_ref().map(ToString::to_string).or_else(wire);
+    let named = record
+        .capability
+        .as_ref()
+        .map(ToString::to_string)
+        .or_else(wire);
     let text = match (record.kind, event()) {
-        (Kind::Event, Some(event)) => Some(credential().map_or_else(|| event.clone(), |credential| format!("{event} {credential}"))),
+        (Kind::Event, Some(event)) => Some(credential().map_or_else(
+            || event.clone(),
+            |credential| format!("{event} {credential}"),
+        )),
         _ => named,
     };
     short(&text.unwrap_or_default())
 }
 
 fn result(record: &Record) -> String {
-    let event = || if record.kind == Kind::Approval { record.event.as_ref().and_then(word) } else { None };
+    let event = || {
+        if record.kind == Kind::Approval {
+            record.event.as_ref().and_then(word)
+        } else {
+            None
+        }
+    };
     let status = || record.status.map(|status| status.to_string());
     let outcome = || record.outcome.as_ref().and_then(word);
     let decision = || record.decision.as_ref().and_then(word);
-    status().or_else(outcome).or_else(event).or_else(decision).unwrap_or_default()
+    status()
+        .or_else(outcome)
+        .or_else(event)
+        .or_else(decision)
+        .unwrap_or_default()
 }
 
 fn why(record: &Record) -> String {
     let reason = record.reason.map(|reason| reason.as_str().to_owned());
-    let policies = record.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let policies = record
+        .policies
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" ");
     let by = record.by.as_ref().map(|by| format!("by {by}"));
-    let parts = [reason, (!policies.is_empty()).then_some(policies), by, record.approval.as_ref().map(ToString::to_string)];
+    let parts = [
+        reason,
+        (!policies.is_empty()).then_some(policies),
+        by,
+        record.approval.as_ref().map(ToString::to_string),
+    ];
     short(&parts.into_iter().flatten().collect::<Vec<_>>().join("  "))
 }
 
 /// The word that an enum is written as.
 fn word(value: &impl serde::Serialize) -> Option<String> {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned))
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
 }
 
 /// On one line, and not longer than a column may be.

@@ -26,12 +26,17 @@ pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure
     let Command::Show { tenant } = command;
     let mut pem = String::new();
     match Client::connect(&global.paths.control_socket())? {
-        Some(client) => client.ask(&Request::CaShow { tenant: tenant.clone() }, |part| {
-            if let Part::Chunk(text) = part {
-                pem.push_str(&text);
-            }
-            Ok::<(), Failure>(())
-        })?,
+        Some(client) => client.ask(
+            &Request::CaShow {
+                tenant: tenant.clone(),
+            },
+            |part| {
+                if let Part::Chunk(text) = part {
+                    pem.push_str(&text);
+                }
+                Ok::<(), Failure>(())
+            },
+        )?,
         None => pem = read_one(&global.paths.ca_pem(&tenant))?.text,
     }
     let answer = json!({ "tenant": tenant, "pem": pem });

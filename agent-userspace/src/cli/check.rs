@@ -25,9 +25,17 @@ pub(super) fn run(global: &Global, _: Args) -> Result<ExitCode, Failure> {
     match load(global) {
         Ok((_, bundle)) => {
             for notice in bundle.notices() {
-                output.object(&Line { severity: "notice", diagnostic: notice }, |line| {
-                    render(line.diagnostic, Severity::Advice, terminal).trim_end().to_owned()
-                })?;
+                output.object(
+                    &Line {
+                        severity: "notice",
+                        diagnostic: notice,
+                    },
+                    |line| {
+                        render(line.diagnostic, Severity::Advice, terminal)
+                            .trim_end()
+                            .to_owned()
+                    },
+                )?;
             }
             let summary = json!({
                 "severity": "ok",
@@ -38,19 +46,33 @@ pub(super) fn run(global: &Global, _: Args) -> Result<ExitCode, Failure> {
             output.object(&summary, |_| {
                 let good = output.tone(Tone::Good, "ok");
                 let (agents, connectors) = (bundle.agents().count(), bundle.connectors().count());
-                format!("{good}: {agents} agents, {connectors} connectors, policy version {}", bundle.version())
+                format!(
+                    "{good}: {agents} agents, {connectors} connectors, policy version {}",
+                    bundle.version()
+                )
             })?;
             Ok(ExitCode::SUCCESS)
         }
         Err(diagnostics) => {
             for diagnostic in &diagnostics.0 {
-                output.object(&Line { severity: "error", diagnostic }, |line| {
-                    render(line.diagnostic, Severity::Error, terminal).trim_end().to_owned()
-                })?;
+                output.object(
+                    &Line {
+                        severity: "error",
+                        diagnostic,
+                    },
+                    |line| {
+                        render(line.diagnostic, Severity::Error, terminal)
+                            .trim_end()
+                            .to_owned()
+                    },
+                )?;
             }
             if !output.is_json() {
                 let count = diagnostics.0.len();
-                output.line(&output.tone(Tone::Bad, &format!("{count} error{}", if count == 1 { "" } else { "s" })))?;
+                output.line(&output.tone(
+                    Tone::Bad,
+                    &format!("{count} error{}", if count == 1 { "" } else { "s" }),
+                ))?;
             }
             Ok(ExitCode::from(1))
         }

@@ -45,24 +45,50 @@ pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure
             let connectors: Vec<Value> = bundle.connectors().map(summary).collect();
             let text = |value: &Value, name: &str| match value.get(name) {
                 Some(Value::String(text)) => text.clone(),
-                Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
+                Some(Value::Array(items)) => items
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join(" "),
                 Some(other) => other.to_string(),
                 None => String::new(),
             };
-            output.table(&connectors, &["CONNECTOR", "CAPABILITIES", "HOSTS", "DOCS"], "no connectors", |connector| {
-                ["id", "capabilities", "hosts", "docs"].into_iter().map(|name| text(connector, name)).collect()
-            })?;
+            output.table(
+                &connectors,
+                &["CONNECTOR", "CAPABILITIES", "HOSTS", "DOCS"],
+                "no connectors",
+                |connector| {
+                    ["id", "capabilities", "hosts", "docs"]
+                        .into_iter()
+                        .map(|name| text(connector, name))
+                        .collect()
+                },
+            )?;
         }
         Command::Show { connector } => show(output, find(&bundle, &connector)?)?,
-        Command::Test { connector: Some(id) } => return test(output, &[find(&bundle, &id)?]),
-        Command::Test { connector: None } => return test(output, &bundle.connectors().collect::<Vec<_>>()),
+        Command::Test {
+            connector: Some(id),
+        } => return test(output, &[find(&bundle, &id)?]),
+        Command::Test { connector: None } => {
+            return test(output, &bundle.connectors().collect::<Vec<_>>());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn find<'a>(bundle: &'a Bundle, id: &ConnectorId) -> Result<&'a Connector, Failure> {
-    let known = || bundle.connectors().map(|connector| connector.id().as_str()).collect::<Vec<_>>().join(", ");
-    let unknown = || ArgumentError::Unknown { what: "connector", name: id.to_string(), hint: Some(format!("there are {}", known())) };
+    let known = || {
+        bundle
+            .connectors()
+            .map(|connector| connector.id().as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let unknown = || ArgumentError::Unknown {
+        what: "connector",
+        name: id.to_string(),
+        hint: Some(format!("there are {}", known())),
+    };
     bundle.connector(id).ok_or_else(|| unknown().into())
 }
 
@@ -81,11 +107,22 @@ fn show(output: Output, connector: &Connector) -> Result<(), Failure> {
         return output.object(&shown, |_| String::new());
     }
     let hosts: Vec<String> = connector.hosts().iter().map(ToString::to_string).collect();
-    output.line(&format!("{}  {}  {}", output.tone(Tone::Strong, connector.id().as_str()), hosts.join(" "), clean_line(connector.docs())))?;
+    output.line(&format!(
+        "{}  {}  {}",
+        output.tone(Tone::Strong, connector.id().as_str()),
+        hosts.join(" "),
+        clean_line(connector.docs())
+    ))?;
     let rows: Vec<Vec<String>> = connector
         .capabilities()
         .iter()
-        .map(|capability| vec![capability.id().to_string(), risks(capability), params(capability)])
+        .map(|capability| {
+            vec![
+                capability.id().to_string(),
+                risks(capability),
+                params(capability),
+            ]
+        })
         .collect();
     output.line(&output.align(&["CAPABILITY", "RISK", "PARAMS"], &rows))
 }
@@ -96,11 +133,21 @@ fn capability(capability: &Capability) -> Value {
 }
 
 fn risks(capability: &Capability) -> String {
-    capability.risks().iter().map(|risk: &Risk| risk.as_str()).collect::<Vec<_>>().join(" ")
+    capability
+        .risks()
+        .iter()
+        .map(|risk: &Risk| risk.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn params(capability: &Capability) -> String {
-    capability.params().keys().map(String::as_str).collect::<Vec<_>>().join(" ")
+    capability
+        .params()
+        .keys()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn test(output: Output, connectors: &[&Connector]) -> Result<ExitCode, Failure> {
@@ -116,12 +163,22 @@ fn test(output: Output, connectors: &[&Connector]) -> Result<ExitCode, Failure> 
             output.object(&result, |result| {
                 let kind = if result.hit { "must be" } else { "must not be" };
                 let failure = result.failure.as_deref().unwrap_or_default();
-                format!("{} {} {kind} {}: {}", output.tone(Tone::Bad, "failed"), clean_line(&result.request), result.capability, clean_line(failure))
+                format!(
+                    "{} {} {kind} {}: {}",
+                    output.tone(Tone::Bad, "failed"),
+                    clean_line(&result.request),
+                    result.capability,
+                    clean_line(failure)
+                )
             })?;
         }
     }
     if !output.is_json() {
         output.line(&format!("{passed} passed, {failed} failed"))?;
     }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }

@@ -21,8 +21,16 @@ pub(super) fn run(global: &Global, _: Args) -> Result<ExitCode, Failure> {
     };
     let output = Output::new(global);
     output.object(&report, |report| text(output, report))?;
-    let well = report.daemon && report.layers.iter().all(|layer| layer.state == LayerState::Live);
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let well = report.daemon
+        && report
+            .layers
+            .iter()
+            .all(|layer| layer.state == LayerState::Live);
+    Ok(if well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }
 
 /// What can be said when nobody answers on the control socket.
@@ -35,19 +43,36 @@ fn without_daemon(global: &Global) -> DoctorReport {
             "on a host where none ever ran, no process is governed".to_owned(),
         ],
     };
-    let mut advice = vec![format!("no daemon listens on {}", global.paths.control_socket().display())];
+    let mut advice = vec![format!(
+        "no daemon listens on {}",
+        global.paths.control_socket().display()
+    )];
     match super::check::load(global) {
-        Ok(_) => advice.push("the configuration is good; `sluice daemon` would start with it".to_owned()),
-        Err(problems) => advice.push(format!("the configuration has {} errors; run `sluice check`", problems.0.len())),
+        Ok(_) => {
+            advice.push("the configuration is good; `sluice daemon` would start with it".to_owned())
+        }
+        Err(problems) => advice.push(format!(
+            "the configuration has {} errors; run `sluice check`",
+            problems.0.len()
+        )),
     }
     if reduced_by_environment() {
         advice.push("SLUICE_REDUCED=1 is set: a daemon started here runs without the LSM programs where they do not load".to_owned());
     }
-    DoctorReport { daemon: false, layers: vec![daemon], advice }
+    DoctorReport {
+        daemon: false,
+        layers: vec![daemon],
+        advice,
+    }
 }
 
 fn text(output: Output, report: &DoctorReport) -> String {
-    let width = report.layers.iter().map(|layer| layer.name.chars().count()).max().unwrap_or(0);
+    let width = report
+        .layers
+        .iter()
+        .map(|layer| layer.name.chars().count())
+        .max()
+        .unwrap_or(0);
     let mut lines = Vec::new();
     for layer in &report.layers {
         let tone = match layer.state {
@@ -56,12 +81,26 @@ fn text(output: Output, report: &DoctorReport) -> String {
             LayerState::Live => Tone::Good,
         };
         let state = output.tone(tone, &format!("{:<8}", layer.state.as_str()));
-        lines.push(format!("{state}  {:<width$}", clean(&layer.name)).trim_end().to_owned());
-        lines.extend(layer.leaves_open.iter().map(|open| format!("            leaves open: {}", clean(open))));
+        lines.push(
+            format!("{state}  {:<width$}", clean(&layer.name))
+                .trim_end()
+                .to_owned(),
+        );
+        lines.extend(
+            layer
+                .leaves_open
+                .iter()
+                .map(|open| format!("            leaves open: {}", clean(open))),
+        );
     }
     if !report.advice.is_empty() {
         lines.push(String::new());
-        lines.extend(report.advice.iter().map(|advice| format!("- {}", clean(advice))));
+        lines.extend(
+            report
+                .advice
+                .iter()
+                .map(|advice| format!("- {}", clean(advice))),
+        );
     }
     lines.join("\n")
 }

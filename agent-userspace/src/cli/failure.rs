@@ -101,13 +101,20 @@ impl Failure {
     pub(super) fn report(self, global: &Global) -> ExitCode {
         match &self {
             // Whoever read the output has seen enough.
-            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
-            Failure::Configuration(diagnostics) => render::diagnostics_to_stderr(diagnostics, global),
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return ExitCode::SUCCESS;
+            }
+            Failure::Configuration(diagnostics) => {
+                render::diagnostics_to_stderr(diagnostics, global)
+            }
             failure if global.format == Format::Json => {
                 let line = serde_json::json!({ "error": failure.to_string() });
                 Output::complain(&line.to_string());
             }
-            failure => Output::complain(&format!("sluice: {}", super::output::clean(&failure.to_string()))),
+            failure => Output::complain(&format!(
+                "sluice: {}",
+                super::output::clean(&failure.to_string())
+            )),
         }
         match self {
             Failure::Argument(_) => ExitCode::from(2),

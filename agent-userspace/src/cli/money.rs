@@ -7,17 +7,24 @@ use std::collections::BTreeMap;
 use policies::Value;
 
 /// ISO 4217 currencies of the vendors' APIs by their number of minor digits.
-const NONE: [&str; 16] =
-    ["BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"];
+const NONE: [&str; 16] = [
+    "BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV",
+    "XAF", "XOF", "XPF",
+];
 const THREE: [&str; 7] = ["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"];
 const TWO: [&str; 30] = [
-    "AED", "AUD", "BRL", "CAD", "CHF", "CNY", "CZK", "DKK", "EGP", "EUR", "GBP", "HKD", "HUF", "IDR", "ILS", "INR", "MXN",
-    "MYR", "NOK", "NZD", "PHP", "PLN", "RON", "SAR", "SEK", "SGD", "THB", "TRY", "USD", "ZAR",
+    "AED", "AUD", "BRL", "CAD", "CHF", "CNY", "CZK", "DKK", "EGP", "EUR", "GBP", "HKD", "HUF",
+    "IDR", "ILS", "INR", "MXN", "MYR", "NOK", "NZD", "PHP", "PLN", "RON", "SAR", "SEK", "SGD",
+    "THB", "TRY", "USD", "ZAR",
 ];
 
 /// The amount in words, if the params have an integer `amount` and a known `currency`.
 pub(super) fn amount(params: &BTreeMap<String, Value>) -> Option<String> {
-    let (Value::Integer(amount), Value::Text(currency)) = (params.get("amount")?, params.get("currency")?) else { return None };
+    let (Value::Integer(amount), Value::Text(currency)) =
+        (params.get("amount")?, params.get("currency")?)
+    else {
+        return None;
+    };
     let code = currency.to_ascii_uppercase();
     let digits = digits(&code)?;
     let sign = if *amount < 0 { "-" } else { "" };
@@ -26,7 +33,11 @@ pub(super) fn amount(params: &BTreeMap<String, Value>) -> Option<String> {
     let whole = amount / unit;
     Some(match digits {
         0 => format!("{sign}{whole} {code}"),
-        _ => format!("{sign}{whole}.{:0width$} {code}", amount % unit, width = digits as usize),
+        _ => format!(
+            "{sign}{whole}.{:0width$} {code}",
+            amount % unit,
+            width = digits as usize
+        ),
     })
 }
 
@@ -47,8 +58,16 @@ mod tests {
     use super::*;
 
     fn shown(value: i64, currency: &str) -> Option<String> {
-        let params = [("amount", Value::Integer(value)), ("currency", Value::Text(currency.to_owned()))];
-        amount(&params.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        let params = [
+            ("amount", Value::Integer(value)),
+            ("currency", Value::Text(currency.to_owned())),
+        ];
+        amount(
+            &params
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+        )
     }
 
     #[test]
@@ -58,7 +77,10 @@ mod tests {
         assert_eq!(shown(12_000, "jpy").as_deref(), Some("12000 JPY"));
         assert_eq!(shown(12_345, "kwd").as_deref(), Some("12.345 KWD"));
         assert_eq!(shown(-150, "usd").as_deref(), Some("-1.50 USD"));
-        assert_eq!(shown(i64::MIN, "usd").as_deref(), Some("-92233720368547758.08 USD"));
+        assert_eq!(
+            shown(i64::MIN, "usd").as_deref(),
+            Some("-92233720368547758.08 USD")
+        );
     }
 
     #[test]

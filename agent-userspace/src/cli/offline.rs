@@ -33,12 +33,17 @@ pub(super) fn change_vault(global: &Global, wanted: Change) -> Result<Value, Fai
     let vault = Arc::new(vault(global)?);
     let ledger = ledger(global)?;
     let by = Accounts::read().user_name(rustix::process::getuid().as_raw());
-    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Failure::Output)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .map_err(Failure::Output)?;
     let done = runtime.block_on(change(wanted, &by, &vault, &ledger))?;
     give_away(global)?;
     Ok(done)
 }
 
 fn give_away(global: &Global) -> Result<(), Failure> {
-    adopt_owner(&global.paths).map_err(|source| Failure::Io { path: global.paths.state.clone(), source })
+    adopt_owner(&global.paths).map_err(|source| Failure::Io {
+        path: global.paths.state.clone(),
+        source,
+    })
 }

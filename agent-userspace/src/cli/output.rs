@@ -35,7 +35,10 @@ impl Output {
     #[must_use]
     pub fn new(global: &Global) -> Output {
         let color = io::stdout().is_terminal() && !crate::config::no_color_by_environment();
-        Output { format: global.format, color }
+        Output {
+            format: global.format,
+            color,
+        }
     }
 
     /// True if the answer is for programs.
@@ -48,10 +51,15 @@ impl Output {
     ///
     /// # Errors
     /// Standard output is closed.
-    pub fn object<T: Serialize>(self, object: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+    pub fn object<T: Serialize>(
+        self,
+        object: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
         match self.format {
             Format::Json => {
-                let line = serde_json::to_string(object).map_err(|error| Failure::Output(error.into()))?;
+                let line =
+                    serde_json::to_string(object).map_err(|error| Failure::Output(error.into()))?;
                 self.line(&line)
             }
             Format::Text => self.line(&text(object)),
@@ -70,7 +78,9 @@ impl Output {
         row: impl Fn(&T) -> Vec<String>,
     ) -> Result<(), Failure> {
         if self.is_json() {
-            return objects.iter().try_for_each(|object| self.object(object, |_| String::new()));
+            return objects
+                .iter()
+                .try_for_each(|object| self.object(object, |_| String::new()));
         }
         if objects.is_empty() {
             return self.line(none);
@@ -93,7 +103,9 @@ impl Output {
     /// Standard output is closed.
     pub fn raw(self, text: &str) -> Result<(), Failure> {
         let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .map_err(Failure::Output)
     }
 
     /// Prints a line on standard error; if that is closed, nobody is there to read it.
@@ -119,14 +131,24 @@ impl Output {
     /// Columns of equal width, the header in weak letters. Cells are cleaned here.
     pub(super) fn align(self, header: &[&str], rows: &[Vec<String>]) -> String {
         let head: Vec<String> = header.iter().map(|title| (*title).to_owned()).collect();
-        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| clean(cell)).collect()).collect();
+        let rows: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| row.iter().map(|cell| clean(cell)).collect())
+            .collect();
         let width = |column: usize| {
             let cell = |row: &Vec<String>| row.get(column).map_or(0, |cell| cell.chars().count());
-            rows.iter().map(cell).chain([cell(&head)]).max().unwrap_or(0)
+            rows.iter()
+                .map(cell)
+                .chain([cell(&head)])
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..head.len()).map(width).collect();
         let line = |row: &[String]| {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+            let cells = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:<width$}"));
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         let mut lines = vec![self.tone(Tone::Weak, &line(&head))];
@@ -171,8 +193,14 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_without_trailing_space() {
-        let output = Output { format: Format::Text, color: false };
-        let rows = vec![vec!["a".to_owned(), "bb".to_owned()], vec!["ccc".to_owned(), String::new()]];
+        let output = Output {
+            format: Format::Text,
+            color: false,
+        };
+        let rows = vec![
+            vec!["a".to_owned(), "bb".to_owned()],
+            vec!["ccc".to_owned(), String::new()],
+        ];
         assert_eq!(output.align(&["ID", "X"], &rows), "ID   X\na    bb\nccc");
     }
 }

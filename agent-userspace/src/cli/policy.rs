@@ -57,7 +57,9 @@ pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure
         Command::Explain(args) => explain(global, args),
         Command::Schema => {
             let (_, bundle) = load(global)?;
-            output.object(&json!({ "schema": bundle.schema_text() }), |_| bundle.schema_text().trim_end().to_owned())?;
+            output.object(&json!({ "schema": bundle.schema_text() }), |_| {
+                bundle.schema_text().trim_end().to_owned()
+            })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Test { paths } => test(global, &paths),
@@ -66,48 +68,84 @@ pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure
 
 fn explain(global: &Global, args: ExplainArgs) -> Result<ExitCode, Failure> {
     let (_, bundle) = load(global)?;
-    let ExplainArgs { agent, method, headers, data, url } = args;
+    let ExplainArgs {
+        agent,
+        method,
+        headers,
+        data,
+        url,
+    } = args;
     if bundle.agent(&agent).is_none() {
         return Err(unknown_agent(&bundle, &agent).into());
     }
     let (endpoint, path, query) = split_url(&url)?;
     let method = method.unwrap_or_else(|| if data.is_some() { "POST" } else { "GET" }.to_owned());
     let headers = headers_of(&headers, data.is_some())?;
-    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let headers: Vec<(&str, &str)> = headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
     let body = data.as_deref().map(str::as_bytes).or(Some(b"".as_slice()));
-    let view = RequestView { method: &method, path, query, headers: &headers, body };
+    let view = RequestView {
+        method: &method,
+        path,
+        query,
+        headers: &headers,
+        body,
+    };
     let output = Output::new(global);
     match bundle.call(&agent, &endpoint, &view) {
         Ok(call) => {
-            let facts = Facts { now: crate::app::now(), disabled: false };
+            let facts = Facts {
+                now: crate::app::now(),
+                disabled: false,
+            };
             let explanation = bundle.explain(&call, &facts);
             output.object(&explanation, |explanation| clean(&explanation.to_string()))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(refused) => {
             let answer = json!({ "agent": agent, "decision": "deny", "reason": refused.reason, "detail": refused.detail });
-            output.object(&answer, |_| format!("deny: {}: {}", refused.reason, clean(&refused.detail)))?;
+            output.object(&answer, |_| {
+                format!("deny: {}: {}", refused.reason, clean(&refused.detail))
+            })?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
 fn unknown_agent(bundle: &Bundle, agent: &AgentId) -> ArgumentError {
-    let known: Vec<String> = bundle.agents().map(|agent| agent.id().to_string()).collect();
-    let hint = if known.is_empty() { None } else { Some(format!("there are {}", known.join(", "))) };
-    ArgumentError::Unknown { what: "agent", name: agent.to_string(), hint }
+    let known: Vec<String> = bundle
+        .agents()
+        .map(|agent| agent.id().to_string())
+        .collect();
+    let hint = if known.is_empty() {
+        None
+    } else {
+        Some(format!("there are {}", known.join(", ")))
+    };
+    ArgumentError::Unknown {
+        what: "agent",
+        name: agent.to_string(),
+        hint,
+    }
 }
 
 /// `https://host[:port]/path[?query]` in its parts, as raw as a client would send them.
 fn split_url(url: &str) -> Result<(Endpoint, &str, Option<&str>), ArgumentError> {
-    let wrong = || ArgumentError::Url { url: url.to_owned() };
+    let wrong = || ArgumentError::Url {
+        url: url.to_owned(),
+    };
     let rest = url.strip_prefix("https://").ok_or_else(wrong)?;
     let rest = rest.split('#').next().unwrap_or(rest);
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, target) = rest.split_at_checked(end).ok_or_else(wrong)?;
     let endpoint = match authority.parse::<Endpoint>() {
         Ok(endpoint) => endpoint,
-        Err(_) => Endpoint { host: Host::parse(authority.trim_matches(['[', ']'])).map_err(|_| wrong())?, port: 443 },
+        Err(_) => Endpoint {
+            host: Host::parse(authority.trim_matches(['[', ']'])).map_err(|_| wrong())?,
+            port: 443,
+        },
     };
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
@@ -119,11 +157,18 @@ fn split_url(url: &str) -> Result<(Endpoint, &str, Option<&str>), ArgumentError>
 fn headers_of(given: &[String], data: bool) -> Result<Vec<(String, String)>, ArgumentError> {
     let mut headers = Vec::new();
     for header in given {
-        let (name, value) = header.split_once(':').ok_or_else(|| ArgumentError::Header { header: header.clone() })?;
+        let (name, value) = header
+            .split_once(':')
+            .ok_or_else(|| ArgumentError::Header {
+                header: header.clone(),
+            })?;
         headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
     }
     if data && !headers.iter().any(|(name, _)| name == "content-type") {
-        headers.push(("content-type".to_owned(), "application/x-www-form-urlencoded".to_owned()));
+        headers.push((
+            "content-type".to_owned(),
+            "application/x-www-form-urlencoded".to_owned(),
+        ));
     }
     Ok(headers)
 }
@@ -144,14 +189,20 @@ fn test(global: &Global, paths: &[PathBuf]) -> Result<ExitCode, Failure> {
     let mut problems = Diagnostics::default();
     let (mut passed, mut failed) = (0_usize, 0_usize);
     for file in &files {
-        let Some(report) = problems.keep(run_case(&bundle, &file.source())) else { continue };
+        let Some(report) = problems.keep(run_case(&bundle, &file.source())) else {
+            continue;
+        };
         if report.passed() {
             passed += 1;
         } else {
             failed += 1;
         }
         output.object(&report, |report| {
-            let word = if report.passed() { output.tone(Tone::Good, "ok    ") } else { output.tone(Tone::Bad, "failed") };
+            let word = if report.passed() {
+                output.tone(Tone::Good, "ok    ")
+            } else {
+                output.tone(Tone::Bad, "failed")
+            };
             format!("{word} {}", clean(&report.to_string()))
         })?;
     }
@@ -159,5 +210,9 @@ fn test(global: &Global, paths: &[PathBuf]) -> Result<ExitCode, Failure> {
         output.line(&format!("{passed} passed, {failed} failed"))?;
     }
     problems.or(())?;
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }

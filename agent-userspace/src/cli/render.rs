@@ -5,7 +5,9 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 
-use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
+use miette::{
+    GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity,
+};
 use policies::{Diagnostic, Diagnostics};
 
 use super::output::{Output, clean};
@@ -26,20 +28,39 @@ pub(super) fn diagnostics_to_stderr(diagnostics: &Diagnostics, global: &Global) 
 /// One diagnostic with the piece of its file that it is about.
 pub(super) fn render(diagnostic: &Diagnostic, severity: Severity, terminal: bool) -> String {
     let color = terminal && !crate::config::no_color_by_environment();
-    let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-    let place = format!("{}:{}:{}", diagnostic.file.display(), diagnostic.line, diagnostic.column);
+    let theme = if color {
+        GraphicalTheme::unicode()
+    } else {
+        GraphicalTheme::unicode_nocolor()
+    };
+    let place = format!(
+        "{}:{}:{}",
+        diagnostic.file.display(),
+        diagnostic.line,
+        diagnostic.column
+    );
     let Some((text, offset, length)) = locate(diagnostic) else {
-        let hint = diagnostic.hint.as_ref().map(|hint| format!("\n  help: {}", clean(hint))).unwrap_or_default();
+        let hint = diagnostic
+            .hint
+            .as_ref()
+            .map(|hint| format!("\n  help: {}", clean(hint)))
+            .unwrap_or_default();
         return format!("{place}: {}{hint}\n", clean(&diagnostic.message));
     };
-    let mut report = MietteDiagnostic::new(format!("{place}: {}", clean(&diagnostic.message)))
+    let mut report = MietteDiagnostic::new(clean(&diagnostic.message))
         .with_severity(severity)
         .with_label(LabeledSpan::new(None, offset, length));
     if let Some(hint) = &diagnostic.hint {
         report = report.with_help(clean(hint));
     }
-    let report = miette::Report::new(report).with_source_code(NamedSource::new(diagnostic.file.display().to_string(), text));
-    let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(100).with_context_lines(1);
+    let report = miette::Report::new(report).with_source_code(NamedSource::new(
+        diagnostic.file.display().to_string(),
+        text,
+    ));
+    let handler = GraphicalReportHandler::new_themed(theme)
+        .with_links(false)
+        .with_wrap_lines(false)
+        .with_context_lines(1);
     let mut rendered = String::new();
     match handler.render_report(&mut rendered, report.as_ref()) {
         Ok(()) => rendered,
@@ -56,16 +77,33 @@ fn locate(diagnostic: &Diagnostic) -> Option<(String, usize, usize)> {
     let text = clean_source(&read_one(&diagnostic.file).ok()?.text);
     let line_index = usize::try_from(diagnostic.line).ok()?.checked_sub(1)?;
     let column = usize::try_from(diagnostic.column).ok()?.checked_sub(1)?;
-    let start: usize = text.split_inclusive('\n').take(line_index).map(str::len).sum();
+    let start: usize = text
+        .split_inclusive('\n')
+        .take(line_index)
+        .map(str::len)
+        .sum();
     let line = text.get(start..)?.split('\n').next()?;
     let inside: usize = line.chars().take(column).map(char::len_utf8).sum();
     let rest = line.get(inside..)?;
-    let word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let length: usize = rest.chars().take_while(|c| word(*c)).map(char::len_utf8).sum();
+    let word =
+        |c: char| !c.is_whitespace() && !matches!(c, ',' | ';' | '(' | ')' | '[' | ']' | '{' | '}');
+    let length: usize = rest
+        .chars()
+        .take_while(|c| word(*c))
+        .map(char::len_utf8)
+        .sum();
     Some((text.clone(), start + inside, length))
 }
 
 /// Tabs stay, since columns count them; other control characters become a visible stand-in of one character.
 fn clean_source(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t' | '\r') { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() && !matches!(c, '\n' | '\t' | '\r') {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
 }

@@ -17,7 +17,11 @@ const MAX_SECRET: usize = 64 * 1024;
 /// end is dropped, since `echo` and editors add one.
 pub(super) fn read(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let stdin = io::stdin();
-    let mut secret = if stdin.is_terminal() { prompt(what)? } else { read_all()? };
+    let mut secret = if stdin.is_terminal() {
+        prompt(what)?
+    } else {
+        read_all()?
+    };
     if secret.last() == Some(&b'\n') {
         secret.pop();
         if secret.last() == Some(&b'\r') {
@@ -26,7 +30,9 @@ pub(super) fn read(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     }
     match secret.len() {
         0 => Err(ArgumentError::Secret("the secret on standard input is empty").into()),
-        length if length > MAX_SECRET => Err(ArgumentError::Secret("the secret is longer than 64 KiB").into()),
+        length if length > MAX_SECRET => {
+            Err(ArgumentError::Secret("the secret is longer than 64 KiB").into())
+        }
         _ => Ok(secret),
     }
 }
@@ -34,7 +40,11 @@ pub(super) fn read(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
 fn read_all() -> Result<Zeroizing<Vec<u8>>, Failure> {
     // The capacity is there from the start, so that growing leaves no copies behind.
     let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 3));
-    io::stdin().lock().take(MAX_SECRET as u64 + 3).read_to_end(&mut secret).map_err(failed)?;
+    io::stdin()
+        .lock()
+        .take(MAX_SECRET as u64 + 3)
+        .read_to_end(&mut secret)
+        .map_err(failed)?;
     Ok(secret)
 }
 
@@ -78,5 +88,8 @@ impl Drop for Quiet {
 }
 
 fn failed(source: io::Error) -> Failure {
-    Failure::Io { path: "standard input".into(), source }
+    Failure::Io {
+        path: "standard input".into(),
+        source,
+    }
 }

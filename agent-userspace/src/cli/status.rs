@@ -22,7 +22,11 @@ pub(super) fn run(global: &Global, _: Args) -> Result<ExitCode, Failure> {
 }
 
 fn text(output: Output, report: &StatusReport) -> String {
-    let live = report.layers.iter().filter(|layer| layer.state == LayerState::Live).count();
+    let live = report
+        .layers
+        .iter()
+        .filter(|layer| layer.state == LayerState::Live)
+        .count();
     let layers = format!("{live} of {} live", report.layers.len());
     let layers = if live == report.layers.len() {
         output.tone(Tone::Good, &layers)
@@ -31,21 +35,44 @@ fn text(output: Output, report: &StatusReport) -> String {
     };
     let pending = match report.approvals_pending {
         0 => "none wait".to_owned(),
-        count => output.tone(Tone::Warning, &format!("{count} wait; see `sluice approvals list`")),
+        count => output.tone(
+            Tone::Warning,
+            &format!("{count} wait; see `sluice approvals list`"),
+        ),
     };
     let reload = if report.reload.ok {
         format!("in force since {}", report.reload.at)
     } else {
-        let first = report.reload.errors.first().map(|error| clean_line(error)).unwrap_or_default();
-        output.tone(Tone::Bad, &format!("refused at {}, the one before is in force: {first}", report.reload.at))
+        let first = report
+            .reload
+            .errors
+            .first()
+            .map(|error| clean_line(error))
+            .unwrap_or_default();
+        output.tone(
+            Tone::Bad,
+            &format!(
+                "refused at {}, the one before is in force: {first}",
+                report.reload.at
+            ),
+        )
     };
     let mut lines = vec![
         format!("sluice {}, up since {}", report.version, report.started_at),
-        format!("policy      {}, {} agents, {} connectors", report.policy_version, report.agents, report.connectors),
+        format!(
+            "policy      {}, {} agents, {} connectors",
+            report.policy_version, report.agents, report.connectors
+        ),
         format!("config      {reload}"),
         format!("layers      {layers}"),
         format!("approvals   {pending}"),
-        format!("metrics     {}", report.metrics.as_ref().map_or_else(|| "not served".to_owned(), |address| format!("http://{address}/metrics"))),
+        format!(
+            "metrics     {}",
+            report.metrics.as_ref().map_or_else(
+                || "not served".to_owned(),
+                |address| format!("http://{address}/metrics")
+            )
+        ),
     ];
     if report.workloads.is_empty() {
         lines.push("workloads   none".to_owned());
@@ -56,7 +83,12 @@ fn text(output: Output, report: &StatusReport) -> String {
         .iter()
         .map(|workload| {
             let pid = workload.pid.map(|pid| pid.to_string()).unwrap_or_default();
-            vec![workload.agent.to_string(), pid, workload.exe.clone().unwrap_or_default(), workload.cgroup.clone()]
+            vec![
+                workload.agent.to_string(),
+                pid,
+                workload.exe.clone().unwrap_or_default(),
+                workload.cgroup.clone(),
+            ]
         })
         .collect();
     lines.push(String::new());

@@ -53,8 +53,14 @@ pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure
     };
     let output = Output::new(global);
     output.object(&done, |done| {
-        let credential = done.get("credential").and_then(Value::as_str).unwrap_or_default();
-        let version = done.get("version").map(|version| format!(", version {version}")).unwrap_or_default();
+        let credential = done
+            .get("credential")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let version = done
+            .get("version")
+            .map(|version| format!(", version {version}"))
+            .unwrap_or_default();
         format!("{credential} {}{version}", output.tone(Tone::Good, word))
     })?;
     Ok(ExitCode::SUCCESS)
@@ -78,7 +84,9 @@ fn list(global: &Global) -> Result<ExitCode, Failure> {
             Ok::<(), Failure>(())
         })?,
         None => {
-            let found = offline::vault(global)?.list().map_err(crate::app::StartError::from)?;
+            let found = offline::vault(global)?
+                .list()
+                .map_err(crate::app::StartError::from)?;
             let found: Result<Vec<Value>, _> = found.iter().map(serde_json::to_value).collect();
             listings = found.map_err(|error| Failure::Output(error.into()))?;
         }
@@ -89,10 +97,20 @@ fn list(global: &Global) -> Result<ExitCode, Failure> {
         Some(other) => other.to_string(),
     };
     let header = ["CREDENTIAL", "VERSION", "STATE", "CHANGED"];
-    Output::new(global).table(&listings, &header, "the vault is empty; `sluice vault put TENANT/NAME` adds a credential", |listing| {
-        let revoked = listing.get("revoked_at").is_some_and(|at| !at.is_null());
-        let state = if revoked { "revoked" } else { "usable" };
-        vec![text(listing, "credential"), text(listing, "version"), state.to_owned(), text(listing, "changed_at")]
-    })?;
+    Output::new(global).table(
+        &listings,
+        &header,
+        "the vault is empty; `sluice vault put TENANT/NAME` adds a credential",
+        |listing| {
+            let revoked = listing.get("revoked_at").is_some_and(|at| !at.is_null());
+            let state = if revoked { "revoked" } else { "usable" };
+            vec![
+                text(listing, "credential"),
+                text(listing, "version"),
+                state.to_owned(),
+                text(listing, "changed_at"),
+            ]
+        },
+    )?;
     Ok(ExitCode::SUCCESS)
 }

@@ -36,7 +36,10 @@ impl Accounts {
                 })
                 .collect()
         };
-        Accounts { users: entries(passwd), groups: entries(group) }
+        Accounts {
+            users: entries(passwd),
+            groups: entries(group),
+        }
     }
 
     /// The name of a user, or `uid:N`.
@@ -49,13 +52,20 @@ impl Accounts {
     /// The number of a user's name.
     #[must_use]
     pub fn user_id(&self, name: &str) -> Option<u32> {
-        self.users.iter().find(|(found, _)| found == name).map(|(_, number)| *number)
+        self.users
+            .iter()
+            .find(|(found, _)| found == name)
+            .map(|(_, number)| *number)
     }
 
     /// The number of a group's name; a text that is a number stands for itself.
     #[must_use]
     pub fn group_id(&self, name: &str) -> Option<u32> {
-        let found = self.groups.iter().find(|(found, _)| found == name).map(|(_, number)| *number);
+        let found = self
+            .groups
+            .iter()
+            .find(|(found, _)| found == name)
+            .map(|(_, number)| *number);
         found.or_else(|| name.parse().ok())
     }
 }
@@ -79,19 +89,29 @@ impl ProcessFacts {
     pub fn read(pid: u32) -> io::Result<ProcessFacts> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        ProcessFacts::parse(&status, &cgroup).ok_or_else(|| io::Error::other("/proc does not describe the process"))
+        ProcessFacts::parse(&status, &cgroup)
+            .ok_or_else(|| io::Error::other("/proc does not describe the process"))
     }
 
     fn parse(status: &str, cgroup: &str) -> Option<ProcessFacts> {
         let numbers = |key: &str| -> Option<Vec<u32>> {
             let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-            line.split_whitespace().map(|number| number.parse().ok()).collect()
+            line.split_whitespace()
+                .map(|number| number.parse().ok())
+                .collect()
         };
         let uid = numbers("Uid:")?.get(1).copied()?;
         let mut groups = numbers("Groups:")?;
         groups.push(numbers("Gid:")?.get(1).copied()?);
-        let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
-        Some(ProcessFacts { uid, groups, cgroup })
+        let cgroup = cgroup
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))?
+            .to_owned();
+        Some(ProcessFacts {
+            uid,
+            groups,
+            cgroup,
+        })
     }
 }
 
@@ -101,7 +121,10 @@ mod tests {
 
     #[test]
     fn names_come_from_the_files_and_numbers_stay_numbers() {
-        let accounts = Accounts::parse("root:x:0:0::/root:/bin/sh\nbroken\nalice:x:1000:1000::/:/bin/sh\n", "ops:x:27:alice\n");
+        let accounts = Accounts::parse(
+            "root:x:0:0::/root:/bin/sh\nbroken\nalice:x:1000:1000::/:/bin/sh\n",
+            "ops:x:27:alice\n",
+        );
         assert_eq!(accounts.user_name(0), "root");
         assert_eq!(accounts.user_name(1000), "alice");
         assert_eq!(accounts.user_name(1001), "uid:1001");
@@ -114,8 +137,14 @@ mod tests {
     #[test]
     fn a_process_is_described_by_its_effective_ids() {
         let status = "Name:\tsh\nUid:\t1000\t1001\t1000\t1000\nGid:\t5\t6\t5\t5\nGroups:\t27 28 \n";
-        let facts = ProcessFacts::parse(status, "1:name=systemd:/x\n0::/sluice/agents/acme.bot.1\n").unwrap();
-        let expected = ProcessFacts { uid: 1001, groups: vec![27, 28, 6], cgroup: "/sluice/agents/acme.bot.1".to_owned() };
+        let facts =
+            ProcessFacts::parse(status, "1:name=systemd:/x\n0::/sluice/agents/acme.bot.1\n")
+                .unwrap();
+        let expected = ProcessFacts {
+            uid: 1001,
+            groups: vec![27, 28, 6],
+            cgroup: "/sluice/agents/acme.bot.1".to_owned(),
+        };
         assert_eq!(facts, expected);
         assert_eq!(ProcessFacts::parse(status, "1:name=systemd:/x\n"), None);
     }

@@ -15,13 +15,21 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     }
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(DurationError::NoUnit)?;
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .ok_or(DurationError::NoUnit)?;
         let (number, tail) = rest.split_at(digits);
-        let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let end = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
         let (unit, next) = tail.split_at(end);
         let number: u64 = number.parse().map_err(|_| DurationError::Number)?;
-        let millis = number.checked_mul(unit_millis(unit)?).ok_or(DurationError::TooLong)?;
-        total = total.checked_add(Duration::from_millis(millis)).ok_or(DurationError::TooLong)?;
+        let millis = number
+            .checked_mul(unit_millis(unit)?)
+            .ok_or(DurationError::TooLong)?;
+        total = total
+            .checked_add(Duration::from_millis(millis))
+            .ok_or(DurationError::TooLong)?;
         rest = next;
     }
     Ok(total)
@@ -77,7 +85,13 @@ mod tests {
         assert_eq!(parse_duration("s"), Err(DurationError::Number));
         assert_eq!(parse_duration("10 s"), Err(DurationError::Unit));
         assert_eq!(parse_duration("-1s"), Err(DurationError::Number));
-        assert_eq!(parse_duration("99999999999999999999d"), Err(DurationError::Number));
-        assert_eq!(parse_duration("18446744073709551615d"), Err(DurationError::TooLong));
+        assert_eq!(
+            parse_duration("99999999999999999999d"),
+            Err(DurationError::Number)
+        );
+        assert_eq!(
+            parse_duration("18446744073709551615d"),
+            Err(DurationError::TooLong)
+        );
     }
 }

@@ -17,7 +17,12 @@ use super::snapshot::TextFile;
 
 /// Reads `files` in their order into settings; relative paths in them are relative to `dir`.
 pub(super) fn merge(dir: &Path, files: &[TextFile]) -> Result<Config, Diagnostics> {
-    let mut merge = Merge { dir, config: Config::default(), set: BTreeMap::new(), errors: Vec::new() };
+    let mut merge = Merge {
+        dir,
+        config: Config::default(),
+        set: BTreeMap::new(),
+        errors: Vec::new(),
+    };
     for file in files {
         let source = file.source();
         match source.toml::<Document>() {
@@ -101,16 +106,26 @@ impl Merge<'_> {
         if let Some(group) = self.once(place, "control.group", document.control.group) {
             self.config.control.group = Some(group.into_inner());
         }
-        if let Some(reduced) = self.once(place, "enforcement.reduced", document.enforcement.reduced) {
+        if let Some(reduced) = self.once(place, "enforcement.reduced", document.enforcement.reduced)
+        {
             self.config.enforcement.reduced = reduced.into_inner();
         }
-        if let Some(listen) = self.parsed(place, "metrics.listen", document.metrics.listen, listen_address) {
+        if let Some(listen) = self.parsed(
+            place,
+            "metrics.listen",
+            document.metrics.listen,
+            listen_address,
+        ) {
             self.config.metrics.listen = Some(listen);
         }
-        if let Some(pool) = self.parsed(place, "names.pool4", document.names.pool4, |text| pool(text, 32)) {
+        if let Some(pool) = self.parsed(place, "names.pool4", document.names.pool4, |text| {
+            pool(text, 32)
+        }) {
             self.config.names.pool4 = pool;
         }
-        if let Some(pool) = self.parsed(place, "names.pool6", document.names.pool6, |text| pool(text, 128)) {
+        if let Some(pool) = self.parsed(place, "names.pool6", document.names.pool6, |text| {
+            pool(text, 128)
+        }) {
             self.config.names.pool6 = pool;
         }
         if let Some(path) = self.once(place, "vault.key_file", document.vault.key_file) {
@@ -119,12 +134,18 @@ impl Merge<'_> {
     }
 
     fn lay_approvals(&mut self, place: &Source, table: ApprovalsTable) {
-        if let Some(hold) = self.parsed(place, "approvals.hold", table.hold, |text| parse_duration(text).map_err(|error| error.to_string())) {
+        if let Some(hold) = self.parsed(place, "approvals.hold", table.hold, |text| {
+            parse_duration(text).map_err(|error| error.to_string())
+        }) {
             self.config.approvals.hold = hold;
         }
         for (group, members) in table.groups {
             let key = format!("approvals.groups.{}", group.get_ref());
-            let Some(group) = self.parsed(place, &key, Some(group), |text| named::<Group>(text, "group")) else { continue };
+            let Some(group) = self.parsed(place, &key, Some(group), |text| {
+                named::<Group>(text, "group")
+            }) else {
+                continue;
+            };
             let mut names = Vec::new();
             for member in members {
                 match named::<Approver>(member.get_ref(), "approver") {
@@ -138,15 +159,22 @@ impl Merge<'_> {
 
     fn lay_proxy(&mut self, place: &Source, table: ProxyTable) {
         if let Some(roots) = self.once(place, "proxy.extra_roots", table.extra_roots) {
-            self.config.proxy.extra_roots = roots.into_inner().into_iter().map(|root| self.dir.join(root)).collect();
+            self.config.proxy.extra_roots = roots
+                .into_inner()
+                .into_iter()
+                .map(|root| self.dir.join(root))
+                .collect();
         }
         if let Some(user) = self.once(place, "proxy.user", table.user) {
             self.config.proxy.user = user.into_inner();
         }
         for (from, to) in table.connect_to {
             let key = format!("proxy.connect_to.{}", from.get_ref());
-            let target = target(to.get_ref()).map_err(|message| place.diagnostic(to.span(), message));
-            let Some(from) = self.parsed(place, &key, Some(from), endpoint) else { continue };
+            let target =
+                target(to.get_ref()).map_err(|message| place.diagnostic(to.span(), message));
+            let Some(from) = self.parsed(place, &key, Some(from), endpoint) else {
+                continue;
+            };
             match target {
                 Ok(target) => drop(self.config.proxy.connect_to.insert(from, target)),
                 Err(error) => self.errors.push(error),
@@ -155,13 +183,24 @@ impl Merge<'_> {
     }
 
     /// `value`, unless another place set `key` before; then an error that names it.
-    fn once<T>(&mut self, place: &Source, key: &str, value: Option<Spanned<T>>) -> Option<Spanned<T>> {
+    fn once<T>(
+        &mut self,
+        place: &Source,
+        key: &str,
+        value: Option<Spanned<T>>,
+    ) -> Option<Spanned<T>> {
         let value = value?;
         let error = place.diagnostic(value.span(), String::new());
         let here = format!("{}:{}", error.file.display(), error.line);
         if let Some(before) = self.set.get(key) {
             let message = format!("`{key}` is set twice");
-            self.errors.push(Diagnostic { message, hint: Some(format!("it is already set at {before}; keep one of the two")), ..error });
+            self.errors.push(Diagnostic {
+                message,
+                hint: Some(format!(
+                    "it is already set at {before}; keep one of the two"
+                )),
+                ..error
+            });
             return None;
         }
         self.set.insert(key.to_owned(), here);
@@ -187,34 +226,51 @@ impl Merge<'_> {
 }
 
 fn named<T: FromStr<Err: std::fmt::Display>>(text: &str, what: &str) -> Result<T, String> {
-    text.parse().map_err(|error| format!("`{text}` is not a name for an {what}: {error}"))
+    text.parse()
+        .map_err(|error| format!("`{text}` is not a name for an {what}: {error}"))
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, String> {
-    text.parse().map_err(|error| format!("`{text}` is not a host and port such as api.example.com:443: {error}"))
+    text.parse().map_err(|error| {
+        format!("`{text}` is not a host and port such as api.example.com:443: {error}")
+    })
 }
 
 /// A dial target: `host:port`, where the host may be a name, an IPv4 address or a bracketed IPv6 address.
 fn target(text: &str) -> Result<String, String> {
-    let port = text.rsplit_once(':').and_then(|(host, port)| if host.is_empty() { None } else { port.parse::<u16>().ok() });
+    let port = text.rsplit_once(':').and_then(|(host, port)| {
+        if host.is_empty() {
+            None
+        } else {
+            port.parse::<u16>().ok()
+        }
+    });
     match port {
         Some(port) if port != 0 => Ok(text.to_owned()),
-        _ => Err(format!("`{text}` is not a host and port such as 127.0.0.1:8443")),
+        _ => Err(format!(
+            "`{text}` is not a host and port such as 127.0.0.1:8443"
+        )),
     }
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("`{text}` is not an address and port such as 127.0.0.1:9464"))
+    text.parse()
+        .map_err(|_| format!("`{text}` is not an address and port such as 127.0.0.1:9464"))
 }
 
 fn pool<A: FromStr>(text: &str, widest: u8) -> Result<(A, u8), String> {
-    let wrong = || format!("`{text}` is not an address pool such as 198.18.0.0/15 or fd53:6c75:6963:65::/64");
+    let wrong = || {
+        format!("`{text}` is not an address pool such as 198.18.0.0/15 or fd53:6c75:6963:65::/64")
+    };
     let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
     let address = address.parse().map_err(|_| wrong())?;
     let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
     // Fewer than 2^8 addresses cannot stand for the names of even one agent; a pool of everything is a typing error.
     if prefix < 8 || prefix > widest - 8 {
-        return Err(format!("the prefix length {prefix} is not between 8 and {}", widest - 8));
+        return Err(format!(
+            "the prefix length {prefix} is not between 8 and {}",
+            widest - 8
+        ));
     }
     Ok((address, prefix))
 }

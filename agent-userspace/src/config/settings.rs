@@ -41,7 +41,11 @@ pub struct Proxy {
 
 impl Default for Proxy {
     fn default() -> Proxy {
-        Proxy { extra_roots: Vec::new(), user: "sluice".to_owned(), connect_to: BTreeMap::new() }
+        Proxy {
+            extra_roots: Vec::new(),
+            user: "sluice".to_owned(),
+            connect_to: BTreeMap::new(),
+        }
     }
 }
 
@@ -65,13 +69,20 @@ impl Approvals {
     /// The groups that a local user is in.
     #[must_use]
     pub fn groups_of(&self, approver: &Approver) -> Vec<Group> {
-        self.groups.iter().filter(|(_, members)| members.contains(approver)).map(|(group, _)| group.clone()).collect()
+        self.groups
+            .iter()
+            .filter(|(_, members)| members.contains(approver))
+            .map(|(group, _)| group.clone())
+            .collect()
     }
 }
 
 impl Default for Approvals {
     fn default() -> Approvals {
-        Approvals { hold: Duration::from_secs(10), groups: BTreeMap::new() }
+        Approvals {
+            hold: Duration::from_secs(10),
+            groups: BTreeMap::new(),
+        }
     }
 }
 

@@ -11,9 +11,9 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 
-use super::{Accounts, Paths};
 use super::merge::merge;
 use super::settings::Config;
+use super::{Accounts, Paths};
 
 /// A file larger than this is not a configuration file.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -29,6 +29,7 @@ pub struct Snapshot {
     connectors: Vec<TextFile>,
     policies: Vec<TextFile>,
     roots: Vec<TextFile>,
+    unreadable: Vec<Unreadable>,
 }
 
 /// One file's path and content.
@@ -41,11 +42,63 @@ pub struct TextFile {
     pub text: String,
 }
 
+/// A diagnostic on its way to the process that rejects the snapshot.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Unreadable {
+    file: PathBuf,
+    line: u32,
+    column: u32,
+    message: String,
+    hint: Option<String>,
+}
+
+impl From<Diagnostic> for Unreadable {
+    fn from(diagnostic: Diagnostic) -> Unreadable {
+        let Diagnostic {
+            file,
+            line,
+            column,
+            message,
+            hint,
+        } = diagnostic;
+        Unreadable {
+            file,
+            line,
+            column,
+            message,
+            hint,
+        }
+    }
+}
+
+impl Unreadable {
+    fn diagnostic(&self) -> Diagnostic {
+        let Unreadable {
+            file,
+            line,
+            column,
+            message,
+            hint,
+        } = self.clone();
+        Diagnostic {
+            file,
+            line,
+            column,
+            message,
+            hint,
+        }
+    }
+}
+
 impl TextFile {
     /// The same, as the parsers take it.
     #[must_use]
     pub fn source(&self) -> Source {
-        Source { path: self.path.clone(), text: self.text.clone() }
+        Source {
+            path: self.path.clone(),
+            text: self.text.clone(),
+        }
     }
 }
 
@@ -53,15 +106,29 @@ impl Snapshot {
     /// Reads the configuration directory, and the files with trust anchors that its settings name.
     ///
     /// # Errors
-    /// The directory is missing, or a file cannot be read, is too large or is not UTF-8. Broken settings are
-    /// reported here too, since they say which further files to read.
+    /// The directory is missing, or a file cannot be read, is too large or is not UTF-8; or the settings are
+    /// broken, since they say which further files to read.
     pub fn read(paths: &Paths) -> Result<Snapshot, Diagnostics> {
+        let snapshot = Snapshot::gather(paths);
+        snapshot.config()?;
+        Ok(snapshot)
+    }
+
+    /// As [`Snapshot::read`], for a reload: what is wrong travels along, so that whoever rejects it records it.
+    /// Such a snapshot has no settings.
+    #[must_use]
+    pub fn gather(paths: &Paths) -> Snapshot {
         let dir = paths.config.as_path();
-        if !dir.is_dir() {
-            let hint = Some("make it, or name another with --config DIR or SLUICE_CONFIG".to_owned());
-            return Err(Diagnostics(vec![whole_file(dir, "there is no configuration directory here".to_owned(), hint)]));
-        }
         let mut errors = Vec::new();
+        if !dir.is_dir() {
+            let hint =
+                Some("make it, or name another with --config DIR or SLUICE_CONFIG".to_owned());
+            errors.push(whole_file(
+                dir,
+                "there is no configuration directory here".to_owned(),
+                hint,
+            ));
+        }
         let mut settings = Vec::new();
         let main = dir.join("config.toml");
         if main.exists() {
@@ -76,14 +143,18 @@ impl Snapshot {
             connectors: read_directory(&dir.join("connectors.d"), "toml", &mut errors),
             policies: read_directory(&dir.join("policies"), "cedar", &mut errors),
             roots: Vec::new(),
+            unreadable: Vec::new(),
         };
-        match snapshot.config() {
-            Ok(config) => {
-                snapshot.roots = config.proxy.extra_roots.iter().filter_map(|root| read_text(root, &mut errors)).collect();
-            }
-            Err(found) => errors.extend(found.0),
+        if let Ok(config) = snapshot.config() {
+            snapshot.roots = config
+                .proxy
+                .extra_roots
+                .iter()
+                .filter_map(|root| read_text(root, &mut errors))
+                .collect();
         }
-        if errors.is_empty() { Ok(snapshot) } else { Err(Diagnostics(errors)) }
+        snapshot.unreadable = errors.into_iter().map(Unreadable::from).collect();
+        snapshot
     }
 
     /// The settings.
@@ -91,16 +162,23 @@ impl Snapshot {
     /// # Errors
     /// One diagnostic for each thing that is wrong.
     pub fn config(&self) -> Result<Config, Diagnostics> {
-        merge(&self.dir, &self.settings)
+        let mut problems =
+            Diagnostics(self.unreadable.iter().map(Unreadable::diagnostic).collect());
+        match problems.keep(merge(&self.dir, &self.settings)) {
+            Some(config) => problems.or(config),
+            None => Err(problems),
+        }
     }
 
     /// What a bundle is loaded from.
     #[must_use]
     pub fn sources(&self) -> Sources {
-        let sources = |files: &[TextFile]| {
-            files.iter().map(TextFile::source).collect()
-        };
-        Sources { agents: sources(&self.agents), connectors: sources(&self.connectors), policies: sources(&self.policies) }
+        let sources = |files: &[TextFile]| files.iter().map(TextFile::source).collect();
+        Sources {
+            agents: sources(&self.agents),
+            connectors: sources(&self.connectors),
+            policies: sources(&self.policies),
+        }
     }
 
     /// The local users and groups.
@@ -117,11 +195,20 @@ impl Snapshot {
         let mut errors = Diagnostics::default();
         let mut anchors = Vec::new();
         for file in &self.roots {
-            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(file.text.as_bytes()).collect();
+            let found: Result<Vec<_>, _> =
+                CertificateDer::pem_slice_iter(file.text.as_bytes()).collect();
             match found {
                 Ok(found) if !found.is_empty() => anchors.extend(found),
-                Ok(_) => errors.0.push(whole_file(&file.path, "there is no certificate in this file".to_owned(), None)),
-                Err(error) => errors.0.push(whole_file(&file.path, format!("this is not a PEM file: {error}"), None)),
+                Ok(_) => errors.0.push(whole_file(
+                    &file.path,
+                    "there is no certificate in this file".to_owned(),
+                    None,
+                )),
+                Err(error) => errors.0.push(whole_file(
+                    &file.path,
+                    format!("this is not a PEM file: {error}"),
+                    None,
+                )),
             }
         }
         errors.or(anchors)
@@ -134,7 +221,11 @@ fn read_directory(dir: &Path, extension: &str, errors: &mut Vec<Diagnostic>) -> 
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
-            errors.push(whole_file(dir, format!("the directory cannot be read: {error}"), None));
+            errors.push(whole_file(
+                dir,
+                format!("the directory cannot be read: {error}"),
+                None,
+            ));
             return Vec::new();
         }
     };
@@ -142,14 +233,24 @@ fn read_directory(dir: &Path, extension: &str, errors: &mut Vec<Diagnostic>) -> 
     for entry in entries {
         match entry {
             Ok(entry) => paths.push(entry.path()),
-            Err(error) => errors.push(whole_file(dir, format!("the directory cannot be read: {error}"), None)),
+            Err(error) => errors.push(whole_file(
+                dir,
+                format!("the directory cannot be read: {error}"),
+                None,
+            )),
         }
     }
     // Editors leave `.name.toml.swp`, `.#name.toml` and the like beside the file that is meant.
-    let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let hidden = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+    };
     paths.retain(|path| path.extension().is_some_and(|found| found == extension) && !hidden(path));
     paths.sort();
-    paths.iter().filter_map(|path| read_text(path, errors)).collect()
+    paths
+        .iter()
+        .filter_map(|path| read_text(path, errors))
+        .collect()
 }
 
 /// The text of one file that an operator named, such as a decision case or an exported log's key.
@@ -168,7 +269,11 @@ pub fn read_one(path: &Path) -> Result<TextFile, Diagnostics> {
 pub fn read_toml_files(dir: &Path) -> Result<Vec<TextFile>, Diagnostics> {
     let mut errors = Diagnostics::default();
     if !dir.is_dir() {
-        errors.0.push(whole_file(dir, "there is no such directory".to_owned(), None));
+        errors.0.push(whole_file(
+            dir,
+            "there is no such directory".to_owned(),
+            None,
+        ));
     }
     let files = read_directory(dir, "toml", &mut errors.0);
     errors.or(files)
@@ -177,15 +282,29 @@ pub fn read_toml_files(dir: &Path) -> Result<Vec<TextFile>, Diagnostics> {
 fn read_text(path: &Path, errors: &mut Vec<Diagnostic>) -> Option<TextFile> {
     match read_limited(path) {
         Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => return Some(TextFile { path: path.to_owned(), text }),
+            Ok(text) => {
+                return Some(TextFile {
+                    path: path.to_owned(),
+                    text,
+                });
+            }
             Err(error) => {
                 let valid = error.utf8_error().valid_up_to();
-                let text = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default()).into_owned();
-                let head = Source { path: path.to_owned(), text };
+                let text =
+                    String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default())
+                        .into_owned();
+                let head = Source {
+                    path: path.to_owned(),
+                    text,
+                };
                 errors.push(head.diagnostic(valid..valid, "the file is not UTF-8 text"));
             }
         },
-        Err(error) => errors.push(whole_file(path, format!("the file cannot be read: {error}"), None)),
+        Err(error) => errors.push(whole_file(
+            path,
+            format!("the file cannot be read: {error}"),
+            None,
+        )),
     }
     None
 }
@@ -196,11 +315,20 @@ fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 4 MiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it is larger than 4 MiB",
+        ));
     }
     Ok(bytes)
 }
 
 fn whole_file(path: &Path, message: String, hint: Option<String>) -> Diagnostic {
-    Diagnostic { file: path.to_owned(), line: 1, column: 1, message, hint }
+    Diagnostic {
+        file: path.to_owned(),
+        line: 1,
+        column: 1,
+        message,
+        hint,
+    }
 }

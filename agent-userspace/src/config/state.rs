@@ -10,7 +10,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use policies::AgentId;
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchown, fstat, openat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchown, fstat, openat,
+};
 use rustix::io::Errno;
 
 use super::Paths;
@@ -26,8 +28,14 @@ pub fn read_disabled(paths: &Paths) -> io::Result<BTreeSet<AgentId>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         Err(error) => return Err(error),
     };
-    let agent = |line: &str| line.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{error}")));
-    text.lines().filter(|line| !line.is_empty()).map(agent).collect()
+    let agent = |line: &str| {
+        line.parse()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{error}")))
+    };
+    text.lines()
+        .filter(|line| !line.is_empty())
+        .map(agent)
+        .collect()
 }
 
 /// Stores the agents that are switched off.
@@ -46,7 +54,11 @@ pub fn write_disabled(paths: &Paths, disabled: &BTreeSet<AgentId>) -> io::Result
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let _ = fs::remove_file(&temporary);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     // A crash up to here leaves the old file in force.
@@ -69,7 +81,11 @@ pub fn adopt_owner(paths: &Paths) -> io::Result<()> {
     match open_directory(&state, "audit") {
         Ok(audit) => {
             if fstat(&audit)?.st_uid != owner.st_uid {
-                fchown(&audit, Some(Uid::from_raw(owner.st_uid)), Some(Gid::from_raw(owner.st_gid)))?;
+                fchown(
+                    &audit,
+                    Some(Uid::from_raw(owner.st_uid)),
+                    Some(Gid::from_raw(owner.st_gid)),
+                )?;
             }
             give_files(&audit, &owner)
         }
@@ -83,7 +99,12 @@ pub fn adopt_owner(paths: &Paths) -> io::Result<()> {
 fn give_files(directory: &OwnedFd, owner: &Stat) -> io::Result<()> {
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
-        let found = match openat(directory, entry.file_name(), OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+        let found = match openat(
+            directory,
+            entry.file_name(),
+            OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
             Ok(found) => found,
             Err(Errno::NOENT) => continue,
             Err(errno) => return Err(errno.into()),
@@ -110,7 +131,10 @@ fn open_directory(at: impl AsFd, path: impl rustix::path::Arg) -> io::Result<Own
 /// It cannot be made.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 /// Makes a directory that everybody may look into, unless it is there.
@@ -119,7 +143,10 @@ pub fn private_directory(path: &Path) -> io::Result<()> {
 /// It cannot be made.
 pub fn public_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
 }
 
 #[cfg(test)]
@@ -127,7 +154,11 @@ mod tests {
     use super::*;
 
     fn paths(state: &Path) -> Paths {
-        Paths { config: state.join("etc"), state: state.to_owned(), runtime: state.join("run") }
+        Paths {
+            config: state.join("etc"),
+            state: state.to_owned(),
+            runtime: state.join("run"),
+        }
     }
 
     #[test]
@@ -135,7 +166,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = paths(dir.path());
         assert!(read_disabled(&paths).unwrap().is_empty());
-        let disabled: BTreeSet<AgentId> = ["acme/support".parse().unwrap(), "acme/bot".parse().unwrap()].into();
+        let disabled: BTreeSet<AgentId> =
+            ["acme/support".parse().unwrap(), "acme/bot".parse().unwrap()].into();
         write_disabled(&paths, &disabled).unwrap();
         assert_eq!(read_disabled(&paths).unwrap(), disabled);
     }

@@ -18,11 +18,20 @@ pub(crate) use logs::{entries, export, log_tenant, show};
 pub(crate) use secrets::{Change, change};
 
 /// Carries out one request.
-pub(super) async fn answer(peer: &Peer, request: Request, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
+pub(super) async fn answer(
+    peer: &Peer,
+    request: Request,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
     match request {
         Request::AgentsList {} => agents::list(shared, replies).await,
-        Request::AgentsSet { agent, disabled } => agents::set(peer, &agent, disabled, shared, replies).await,
-        Request::ApprovalsAnswer { id, verdict, note } => approvals::answer(peer, id, verdict, note, shared, replies).await,
+        Request::AgentsSet { agent, disabled } => {
+            agents::set(peer, &agent, disabled, shared, replies).await
+        }
+        Request::ApprovalsAnswer { id, verdict, note } => {
+            approvals::answer(peer, id, verdict, note, shared, replies).await
+        }
         Request::ApprovalsList { all } => approvals::list(all, shared, replies).await,
         Request::ApprovalsShow { id } => approvals::show(&id, shared, replies).await,
         Request::ApprovalsWatch {} => approvals::watch(shared, replies).await,
@@ -30,7 +39,9 @@ pub(super) async fn answer(peer: &Peer, request: Request, shared: &Arc<Shared>, 
         Request::AuditExport { tenant } => logs::send_export(tenant, shared, replies).await,
         Request::AuditKey {} => replies.chunk(shared.ledger.public_key()).await,
         Request::AuditList { filter } => logs::send_entries(filter, shared, replies).await,
-        Request::AuditShow { tenant, index } => logs::send_entry(tenant, index, shared, replies).await,
+        Request::AuditShow { tenant, index } => {
+            logs::send_entry(tenant, index, shared, replies).await
+        }
         Request::AuditTenants {} => {
             for tenant in shared.ledger.tenants() {
                 replies.item(&tenant).await?;
@@ -47,9 +58,15 @@ pub(super) async fn answer(peer: &Peer, request: Request, shared: &Arc<Shared>, 
             }
             Ok(())
         }
-        Request::VaultPut { credential, secret } => secrets::send(peer, Change::Put(credential, secret), shared, replies).await,
-        Request::VaultRevoke { credential } => secrets::send(peer, Change::Revoke(credential), shared, replies).await,
-        Request::VaultRotate { credential, secret } => secrets::send(peer, Change::Rotate(credential, secret), shared, replies).await,
+        Request::VaultPut { credential, secret } => {
+            secrets::send(peer, Change::Put(credential, secret), shared, replies).await
+        }
+        Request::VaultRevoke { credential } => {
+            secrets::send(peer, Change::Revoke(credential), shared, replies).await
+        }
+        Request::VaultRotate { credential, secret } => {
+            secrets::send(peer, Change::Rotate(credential, secret), shared, replies).await
+        }
     }
 }
 

@@ -26,9 +26,22 @@ impl Client {
     /// The socket exists but may not be used.
     pub fn connect(path: &Path) -> Result<Option<Client>, ClientError> {
         match UnixStream::connect(path) {
-            Ok(stream) => Ok(Some(Client { path: path.to_owned(), stream })),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
-            Err(source) => Err(ClientError::Connect { path: path.to_owned(), source }),
+            Ok(stream) => Ok(Some(Client {
+                path: path.to_owned(),
+                stream,
+            })),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(ClientError::Connect {
+                path: path.to_owned(),
+                source,
+            }),
         }
     }
 
@@ -37,18 +50,29 @@ impl Client {
     /// # Errors
     /// There is none, or the socket may not be used.
     pub fn require(path: &Path) -> Result<Client, ClientError> {
-        Client::connect(path)?.ok_or_else(|| ClientError::NoDaemon { path: path.to_owned() })
+        Client::connect(path)?.ok_or_else(|| ClientError::NoDaemon {
+            path: path.to_owned(),
+        })
     }
 
     /// Asks, and hands each part of the answer to `each` as it arrives.
     ///
     /// # Errors
     /// The daemon refused, or the connection broke before the answer was complete.
-    pub fn ask<E: From<ClientError>>(self, request: &Request, mut each: impl FnMut(Part) -> Result<(), E>) -> Result<(), E> {
-        let broken = |source| ClientError::Broken { path: self.path.clone(), source };
-        let mut line = Zeroizing::new(serde_json::to_vec(request).map_err(|error| broken(error.into()))?);
+    pub fn ask<E: From<ClientError>>(
+        self,
+        request: &Request,
+        mut each: impl FnMut(Part) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let broken = |source| ClientError::Broken {
+            path: self.path.clone(),
+            source,
+        };
+        let mut line =
+            Zeroizing::new(serde_json::to_vec(request).map_err(|error| broken(error.into()))?);
         line.push(b'\n');
-        (&self.stream).write_all(&line).map_err(broken)?;
+        // A peer that is refused is answered before its request is read: writing then fails, and the answer says why.
+        let written = (&self.stream).write_all(&line);
         for line in BufReader::new(&self.stream).lines() {
             let line = line.map_err(broken)?;
             let reply: Reply = serde_json::from_str(&line).map_err(|error| broken(error.into()))?;
@@ -59,7 +83,10 @@ impl Client {
                 Reply::Item(value) => each(Part::Item(value))?,
             }
         }
-        Err(broken(io::ErrorKind::UnexpectedEof.into()).into())
+        let source = written
+            .err()
+            .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+        Err(broken(source).into())
     }
 
     /// Asks for a single object.
@@ -76,7 +103,10 @@ impl Client {
             Ok::<(), ClientError>(())
         })?;
         let value = found.unwrap_or(Value::Null);
-        serde_json::from_value(value).map_err(|error| ClientError::Broken { path, source: error.into() })
+        serde_json::from_value(value).map_err(|error| ClientError::Broken {
+            path,
+            source: error.into(),
+        })
     }
 }
 

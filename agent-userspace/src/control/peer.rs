@@ -7,10 +7,12 @@ use std::os::fd::AsFd;
 
 use policies::Approver;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::config::{Accounts, ProcessFacts};
+use crate::origin::peer_pidfd;
 
 /// A local user who asked for something.
 #[derive(Clone, Debug)]
@@ -42,7 +44,9 @@ pub(crate) enum PeerRefused {
         user: String,
     },
     /// Neither root nor a member of the control group.
-    #[error("user {user} may not use the control socket; only root and the members of `[control] group` may")]
+    #[error(
+        "user {user} may not use the control socket; only root and the members of `[control] group` may"
+    )]
     NotAMember {
         /// The user.
         user: String,
@@ -63,20 +67,33 @@ impl PeerRefused {
 }
 
 /// Identifies the peer of a connected socket.
-pub(crate) fn identify(socket: impl AsFd, governed: &str, group: Option<&str>, accounts: &Accounts) -> Result<Peer, PeerRefused> {
+pub(crate) fn identify(
+    socket: impl AsFd,
+    governed: &str,
+    group: Option<&str>,
+    accounts: &Accounts,
+) -> Result<Peer, PeerRefused> {
     let (uid, facts) = facts(socket).map_err(|error| PeerRefused::Unknown(error.to_string()))?;
     let user = accounts.user_name(uid);
     if is_below(&facts.cgroup, governed) {
-        return Err(PeerRefused::Governed { cgroup: facts.cgroup, user });
+        return Err(PeerRefused::Governed {
+            cgroup: facts.cgroup,
+            user,
+        });
     }
     let access = if uid == 0 {
         Access::Root
-    } else if group.and_then(|group| accounts.group_id(group)).is_some_and(|gid| facts.groups.contains(&gid)) {
+    } else if group
+        .and_then(|group| accounts.group_id(group))
+        .is_some_and(|gid| facts.groups.contains(&gid))
+    {
         Access::Member
     } else {
         return Err(PeerRefused::NotAMember { user });
     };
-    let user = user.parse().map_err(|_| PeerRefused::Unknown(format!("uid {uid} has no usable name")))?;
+    let user = user
+        .parse()
+        .map_err(|_| PeerRefused::Unknown(format!("uid {uid} has no usable name")))?;
     Ok(Peer { user, access })
 }
 
@@ -85,15 +102,32 @@ fn facts(socket: impl AsFd) -> io::Result<(u32, ProcessFacts)> {
     let peer = socket_peercred(&socket)?;
     // The pidfd pins the process: as long as it lives, its number is not given to another, so that what
     // /proc says under this number before the check below is about this process and no other.
-    let pidfd = pidfd_open(peer.pid, PidfdFlags::empty())?;
+    let pidfd = match peer_pidfd(socket.as_fd()) {
+        Ok(pidfd) => pidfd,
+        // Before Linux 6.5 the number may have been given away between connect() and here; such a process is
+        // another user's or outside, and the checks below see to the former.
+        Err(error) if error.raw_os_error() == Some(Errno::NOPROTOOPT.raw_os_error()) => {
+            pidfd_open(peer.pid, PidfdFlags::empty())?
+        }
+        Err(error) => return Err(error),
+    };
     let facts = ProcessFacts::read(number(peer.pid))?;
     let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-    if poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? != 0 {
+    if poll(
+        &mut ended,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )? != 0
+    {
         return Err(io::Error::other("the process has ended"));
     }
     let uid = peer.uid.as_raw();
     if facts.uid != uid {
-        return Err(io::Error::other("the process runs as another user than the one that connected"));
+        return Err(io::Error::other(
+            "the process runs as another user than the one that connected",
+        ));
     }
     Ok((uid, facts))
 }
@@ -104,7 +138,8 @@ fn number(pid: Pid) -> u32 {
 
 /// True if `path` is `parent` or lies below it.
 fn is_below(path: &str, parent: &str) -> bool {
-    path.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(parent)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -114,7 +149,10 @@ mod tests {
     use super::*;
 
     fn accounts() -> Accounts {
-        Accounts::parse("root:x:0:0::/:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n", "root:x:0:\nops:x:27:alice\n")
+        Accounts::parse(
+            "root:x:0:0::/:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n",
+            "root:x:0:\nops:x:27:alice\n",
+        )
     }
 
     fn own_cgroup() -> String {

@@ -125,9 +125,10 @@ impl Request {
             | Request::Doctor {}
             | Request::Status {}
             | Request::VaultList {} => true,
-            Request::AgentsSet { .. } | Request::VaultPut { .. } | Request::VaultRevoke { .. } | Request::VaultRotate { .. } => {
-                false
-            }
+            Request::AgentsSet { .. }
+            | Request::VaultPut { .. }
+            | Request::VaultRevoke { .. }
+            | Request::VaultRotate { .. } => false,
         }
     }
 }
@@ -179,7 +180,10 @@ impl ErrorReply {
     /// An error with its words.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> ErrorReply {
-        ErrorReply { code, message: message.into() }
+        ErrorReply {
+            code,
+            message: message.into(),
+        }
     }
 }
 
@@ -259,8 +263,14 @@ mod tests {
     fn a_secret_is_never_shown() {
         let secret = SecretText::new(b"sk_live_4242424242");
         assert_eq!(format!("{secret:?}"), "SecretText(..)");
-        assert_eq!(secret.decode().as_deref(), Some(b"sk_live_4242424242".as_slice()));
-        let request = Request::VaultPut { credential: "acme/stripe".parse().unwrap(), secret };
+        assert_eq!(
+            secret.decode().as_deref(),
+            Some(b"sk_live_4242424242".as_slice())
+        );
+        let request = Request::VaultPut {
+            credential: "acme/stripe".parse().unwrap(),
+            secret,
+        };
         assert!(!format!("{request:?}").contains(&STANDARD.encode("sk_live_4242424242")));
     }
 }

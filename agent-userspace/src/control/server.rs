@@ -25,7 +25,11 @@ const MAX_CLIENTS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves until `stop`.
-pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>, stop: CancellationToken) -> std::io::Result<()> {
+pub(crate) async fn serve(
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
@@ -43,7 +47,9 @@ pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>, stop: Can
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&clients).try_acquire_owned() else { continue };
+        let Ok(permit) = Arc::clone(&clients).try_acquire_owned() else {
+            continue;
+        };
         let (shared, stop) = (Arc::clone(&shared), stop.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -57,7 +63,8 @@ pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>, stop: Can
 
 /// One client, one request.
 async fn serve_one(stream: UnixStream, shared: &Arc<Shared>) {
-    let peer = shared.identify(|governed, group, accounts| identify(&stream, governed, group, accounts));
+    let peer =
+        shared.identify(|governed, group, accounts| identify(&stream, governed, group, accounts));
     let (reader, writer) = stream.into_split();
     let mut replies = Replies { writer };
     let outcome = match peer {
@@ -78,9 +85,17 @@ async fn serve_one(stream: UnixStream, shared: &Arc<Shared>) {
     let _ = replies.send(&last).await;
 }
 
-async fn admit_and_answer(peer: &Peer, request: Request, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
+async fn admit_and_answer(
+    peer: &Peer,
+    request: Request,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
     if peer.access == Access::Member && !request.open_to_members() {
-        return Err(ErrorReply::new(ErrorCode::Forbidden, format!("only root may do this, and you are {}", peer.user)));
+        return Err(ErrorReply::new(
+            ErrorCode::Forbidden,
+            format!("only root may do this, and you are {}", peer.user),
+        ));
     }
     answer(peer, request, shared, replies).await
 }
@@ -99,13 +114,26 @@ async fn read_request(reader: impl tokio::io::AsyncRead + Unpin) -> Result<Reque
     let mut line = Zeroizing::new(Vec::new());
     let read = timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await;
     match read {
-        Err(_) => Err(ErrorReply::new(ErrorCode::Timeout, "the request took too long to arrive")),
-        Ok(Err(error)) => Err(ErrorReply::new(ErrorCode::Malformed, format!("the request cannot be read: {error}"))),
+        Err(_) => Err(ErrorReply::new(
+            ErrorCode::Timeout,
+            "the request took too long to arrive",
+        )),
+        Ok(Err(error)) => Err(ErrorReply::new(
+            ErrorCode::Malformed,
+            format!("the request cannot be read: {error}"),
+        )),
         Ok(Ok(_)) if line.len() > MAX_REQUEST || line.last() != Some(&b'\n') => {
-            Err(ErrorReply::new(ErrorCode::Malformed, format!("a request is one line of at most {MAX_REQUEST} bytes")))
+            Err(ErrorReply::new(
+                ErrorCode::Malformed,
+                format!("a request is one line of at most {MAX_REQUEST} bytes"),
+            ))
         }
-        Ok(Ok(_)) => serde_json::from_slice(&line)
-            .map_err(|error| ErrorReply::new(ErrorCode::Malformed, format!("not a request of this protocol: {error}"))),
+        Ok(Ok(_)) => serde_json::from_slice(&line).map_err(|error| {
+            ErrorReply::new(
+                ErrorCode::Malformed,
+                format!("not a request of this protocol: {error}"),
+            )
+        }),
     }
 }
 
@@ -117,7 +145,8 @@ pub(super) struct Replies {
 impl Replies {
     /// Sends one object.
     pub(super) async fn item(&mut self, value: &impl serde::Serialize) -> Result<(), ErrorReply> {
-        let value = serde_json::to_value(value).map_err(|error| ErrorReply::new(ErrorCode::Malformed, error.to_string()))?;
+        let value = serde_json::to_value(value)
+            .map_err(|error| ErrorReply::new(ErrorCode::Malformed, error.to_string()))?;
         self.send(&Reply::Item(value)).await
     }
 
@@ -127,11 +156,15 @@ impl Replies {
     }
 
     async fn send(&mut self, reply: &Reply) -> Result<(), ErrorReply> {
-        let mut line = serde_json::to_vec(reply).map_err(|error| ErrorReply::new(ErrorCode::Malformed, error.to_string()))?;
+        let mut line = serde_json::to_vec(reply)
+            .map_err(|error| ErrorReply::new(ErrorCode::Malformed, error.to_string()))?;
         line.push(b'\n');
         match timeout(PATIENCE, self.writer.write_all(&line)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(ErrorReply::new(ErrorCode::Timeout, "the client does not take the answer")),
+            Ok(Err(_)) | Err(_) => Err(ErrorReply::new(
+                ErrorCode::Timeout,
+                "the client does not take the answer",
+            )),
         }
     }
 

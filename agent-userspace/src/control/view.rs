@@ -31,11 +31,21 @@ impl ApprovalView {
     #[must_use]
     pub fn new(approval: Approval, bundle: &Bundle) -> ApprovalView {
         let connector = bundle.connector(&approval.capability.connector);
-        let capability = connector.and_then(|connector| connector.capability(&approval.capability.name));
-        let risks = capability.map(|capability| capability.risks().to_vec()).unwrap_or_default();
-        let asked = |id: &PolicyId| AskedBy { policy: id.clone(), reason: None };
+        let capability =
+            connector.and_then(|connector| connector.capability(&approval.capability.name));
+        let risks = capability
+            .map(|capability| capability.risks().to_vec())
+            .unwrap_or_default();
+        let asked = |id: &PolicyId| AskedBy {
+            policy: id.clone(),
+            reason: bundle.policy(id).and_then(|policy| policy.reason),
+        };
         let asked_by = approval.policies.iter().map(asked).collect();
-        ApprovalView { approval, risks, asked_by }
+        ApprovalView {
+            approval,
+            risks,
+            asked_by,
+        }
     }
 
     /// Reads what the daemon sent. The stored approval refuses unknown fields, so the added ones are taken out first.
@@ -43,7 +53,12 @@ impl ApprovalView {
     /// # Errors
     /// It is not an approval.
     pub fn read(mut value: serde_json::Value) -> Result<ApprovalView, serde_json::Error> {
-        let mut added = |name: &str| value.as_object_mut().and_then(|fields| fields.shift_remove(name)).unwrap_or_default();
+        let mut added = |name: &str| {
+            value
+                .as_object_mut()
+                .and_then(|fields| fields.shift_remove(name))
+                .unwrap_or_default()
+        };
         let (risks, asked_by) = (added("risks"), added("asked_by"));
         Ok(ApprovalView {
             approval: serde_json::from_value(value)?,

@@ -9,7 +9,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::labels::{AnswerLabels, BundleLabels, CallLabels, KindLabels, LayerLabels, RefusalLabels};
+use super::labels::{
+    AnswerLabels, BundleLabels, CallLabels, KindLabels, LayerLabels, RefusalLabels,
+};
 
 /// Handles to every family. Cloning a handle shares its values with the registry.
 #[derive(Debug)]
@@ -34,9 +36,13 @@ pub(super) struct Families {
 }
 
 /// Bounds for what this host does itself: 10 us to 1 s.
-const OWN: [f64; 11] = [0.000_01, 0.000_03, 0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0];
+const OWN: [f64; 11] = [
+    0.000_01, 0.000_03, 0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0,
+];
 /// Bounds for what goes over the network: 1 ms to 10 min, since model APIs think for minutes.
-const FAR: [f64; 13] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0];
+const FAR: [f64; 13] = [
+    0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0,
+];
 /// Bounds for what people do: 1 s to 1 h.
 const PEOPLE: [f64; 9] = [1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1_800.0, 3_600.0];
 
@@ -68,29 +74,90 @@ impl Families {
 
     /// What the path of a request does.
     fn register_calls(&self, registry: &mut Registry) {
-        registry.register("calls", "Calls that were decided, by decision", self.calls.clone());
+        registry.register(
+            "calls",
+            "Calls that were decided, by decision",
+            self.calls.clone(),
+        );
         registry.register("refusals", "Refusals, by their name", self.refusals.clone());
-        registry.register("connections", "Open connections of agents", self.connections.clone());
+        registry.register(
+            "connections",
+            "Open connections of agents",
+            self.connections.clone(),
+        );
         registry.register("names", "Names that agents asked for", self.names.clone());
-        registry.register("approvals_pending", "Held calls that wait for a person", self.approvals_pending.clone());
+        registry.register(
+            "approvals_pending",
+            "Held calls that wait for a person",
+            self.approvals_pending.clone(),
+        );
         let seconds = |registry: &mut Registry, name: &str, help: &str, histogram: &Histogram| {
             registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         };
-        seconds(registry, "decision", "Time to map and decide a call", &self.decision);
-        seconds(registry, "approval_wait", "Time a held call waited for a person", &self.approval_wait);
-        seconds(registry, "upstream", "Time from a call's departure to the head of its answer", &self.upstream);
-        seconds(registry, "call", "Time from a request's head to the end of its answer", &self.call);
-        seconds(registry, "audit_commit", "Time of one durable commit of an audit log", &self.audit_commit);
-        registry.register("audit_records", "Records committed to audit logs", self.audit_records.clone());
+        seconds(
+            registry,
+            "decision",
+            "Time to map and decide a call",
+            &self.decision,
+        );
+        seconds(
+            registry,
+            "approval_wait",
+            "Time a held call waited for a person",
+            &self.approval_wait,
+        );
+        seconds(
+            registry,
+            "upstream",
+            "Time from a call's departure to the head of its answer",
+            &self.upstream,
+        );
+        seconds(
+            registry,
+            "call",
+            "Time from a request's head to the end of its answer",
+            &self.call,
+        );
+        seconds(
+            registry,
+            "audit_commit",
+            "Time of one durable commit of an audit log",
+            &self.audit_commit,
+        );
+        registry.register(
+            "audit_records",
+            "Records committed to audit logs",
+            self.audit_records.clone(),
+        );
     }
 
     /// What this host and its configuration are like.
     fn register_host(&self, registry: &mut Registry) {
-        registry.register("kernel_refusals", "Refusals by the kernel side, by kind", self.kernel_refusals.clone());
-        registry.register("control_refusals", "Peers refused on the control socket", self.control_refusals.clone());
-        registry.register("layer", "1 for the state that an enforcement layer is in", self.layer.clone());
-        registry.register("bundle_info", "1 for the version of the bundle in force", self.bundle.clone());
-        registry.register("reload_success", "1 if the last load of the configuration took effect", self.reload_ok.clone());
+        registry.register(
+            "kernel_refusals",
+            "Refusals by the kernel side, by kind",
+            self.kernel_refusals.clone(),
+        );
+        registry.register(
+            "control_refusals",
+            "Peers refused on the control socket",
+            self.control_refusals.clone(),
+        );
+        registry.register(
+            "layer",
+            "1 for the state that an enforcement layer is in",
+            self.layer.clone(),
+        );
+        registry.register(
+            "bundle_info",
+            "1 for the version of the bundle in force",
+            self.bundle.clone(),
+        );
+        registry.register(
+            "reload_success",
+            "1 if the last load of the configuration took effect",
+            self.reload_ok.clone(),
+        );
         registry.register(
             "reload_success_timestamp_seconds",
             "When a configuration last took effect, as Unix time",

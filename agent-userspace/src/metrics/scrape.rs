@@ -43,7 +43,9 @@ where
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&scrapers).try_acquire_owned() else { continue };
+        let Ok(permit) = Arc::clone(&scrapers).try_acquire_owned() else {
+            continue;
+        };
         let render = render.clone();
         tokio::spawn(async move {
             // A scraper that stays too long or breaks off is its own loss.
@@ -62,8 +64,12 @@ where
         async move { Ok::<_, Infallible>(response) }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    builder.serve_connection(TokioIo::new(stream), service).await
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE);
+    builder
+        .serve_connection(TokioIo::new(stream), service)
+        .await
 }
 
 fn respond<F>(request: &Request<Incoming>, render: &F) -> Response<Full<Bytes>>
@@ -84,6 +90,9 @@ where
 fn with(status: StatusCode, media_type: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media_type));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(media_type),
+    );
     response
 }

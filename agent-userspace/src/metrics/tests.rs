@@ -5,7 +5,12 @@ fn every_metric_has_its_documented_name() {
     let metrics = Metrics::new();
     let agent: AgentId = "acme/support".parse().unwrap();
     let capability: policies::CapabilityId = "stripe/refunds.create".parse().unwrap();
-    metrics.call(&CallMeasure { agent: &agent, connector: &capability.connector, capability: &capability, decision: Decided::Hold });
+    metrics.call(&CallMeasure {
+        agent: &agent,
+        connector: &capability.connector,
+        capability: &capability,
+        decision: Decided::Hold,
+    });
     metrics.refused(Some(&agent.tenant), Some(&agent), Reason::Unmapped);
     metrics.refused(None, None, Reason::OriginUnknown);
     metrics.stage(Stage::Decision, Duration::from_micros(20));
@@ -19,8 +24,16 @@ fn every_metric_has_its_documented_name() {
     metrics.kernel_refusals(&[("datagram".to_owned(), 7)]);
     metrics.kernel_refusals(&[("datagram".to_owned(), 9)]);
     metrics.control_refused();
-    metrics.loaded("0123456789abcdef", true, Timestamp::from_millis(1_800_000_000_123));
-    metrics.layers(&[LayerReport { name: "lsm".to_owned(), state: LayerState::Absent, leaves_open: vec!["x".to_owned()] }]);
+    metrics.loaded(
+        "0123456789abcdef",
+        true,
+        Timestamp::from_millis(1_800_000_000_123),
+    );
+    metrics.layers(&[LayerReport {
+        name: "lsm".to_owned(),
+        state: LayerState::Absent,
+        leaves_open: vec!["x".to_owned()],
+    }]);
     insta::assert_snapshot!(metrics.render(2).unwrap());
 }
 
@@ -29,5 +42,8 @@ fn a_label_value_cannot_break_out_of_its_quotes() {
     let metrics = Metrics::new();
     metrics.kernel_refusals(&[("a\"} 1\nsluice_fake 1".to_owned(), 1)]);
     let text = metrics.render(0).unwrap();
-    assert!(!text.lines().any(|line| line.starts_with("sluice_fake")), "{text}");
+    assert!(
+        !text.lines().any(|line| line.starts_with("sluice_fake")),
+        "{text}"
+    );
 }

@@ -2,9 +2,9 @@
 //! What the enforcer would do is done by the test through the same channels.
 //! INVARIANT: stopped and joined when dropped.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -44,8 +44,16 @@ impl Origins for Nobody {
 /// Layers as a host without BPF LSM has them.
 pub fn layers() -> Vec<LayerReport> {
     vec![
-        LayerReport { name: "connect".to_owned(), state: LayerState::Live, leaves_open: Vec::new() },
-        LayerReport { name: "lsm".to_owned(), state: LayerState::Absent, leaves_open: vec!["io_uring".to_owned()] },
+        LayerReport {
+            name: "connect".to_owned(),
+            state: LayerState::Live,
+            leaves_open: Vec::new(),
+        },
+        LayerReport {
+            name: "lsm".to_owned(),
+            state: LayerState::Absent,
+            leaves_open: vec!["io_uring".to_owned()],
+        },
     ]
 }
 
@@ -60,7 +68,11 @@ impl Daemon {
         // As the enforcer does where a control group is configured.
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
         let tcp = || vec![TcpListener::bind("127.0.0.1:0").unwrap()];
-        let listeners = Listeners { tcp: tcp(), dns_tcp: tcp(), dns_udp: vec![UdpSocket::bind("127.0.0.1:0").unwrap()] };
+        let listeners = Listeners {
+            tcp: tcp(),
+            dns_tcp: tcp(),
+            dns_udp: vec![UdpSocket::bind("127.0.0.1:0").unwrap()],
+        };
         let (events, incoming) = mpsc::channel(16);
         let (outgoing, mut commands) = mpsc::channel(16);
         let parts = WorkerParts {
@@ -75,12 +87,26 @@ impl Daemon {
             events: incoming,
             commands: outgoing,
         };
-        let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = || {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap()
+        };
         let thread = std::thread::spawn(move || runtime().block_on(serve(parts)));
         match commands.blocking_recv() {
-            Some(Command::Ready(ready)) => Ok(Daemon { events, commands, ready, thread: Some(thread) }),
+            Some(Command::Ready(ready)) => Ok(Daemon {
+                events,
+                commands,
+                ready,
+                thread: Some(thread),
+            }),
             Some(other) => panic!("{other:?} before it was ready"),
-            None => Err(thread.join().unwrap().expect_err("it ended without an error before it was ready")),
+            None => Err(thread
+                .join()
+                .unwrap()
+                .expect_err("it ended without an error before it was ready")),
         }
     }
 
@@ -88,9 +114,17 @@ impl Daemon {
     pub fn admit(&self, agent: &str, id: u64) -> Result<(), agent_userspace::app::AdmitRefused> {
         let agent: AgentId = agent.parse().unwrap();
         let cgroup = format!("/sluice/agents/{}.{}.{id}", agent.tenant, agent.name);
-        let workload = Workload { id: WorkloadId(id), agent, pid: None, exe: None, cgroup };
+        let workload = Workload {
+            id: WorkloadId(id),
+            agent,
+            pid: None,
+            exe: None,
+            cgroup,
+        };
         let (reply, answer) = oneshot::channel();
-        self.events.blocking_send(Event::Admit { workload, reply }).unwrap();
+        self.events
+            .blocking_send(Event::Admit { workload, reply })
+            .unwrap();
         answer.blocking_recv().unwrap()
     }
 
@@ -98,7 +132,9 @@ impl Daemon {
     pub fn reload(&self, paths: &Paths) -> Result<Ready, policies::Diagnostics> {
         let snapshot = Snapshot::read(paths)?;
         let (reply, answer) = oneshot::channel();
-        self.events.blocking_send(Event::Reload { snapshot, reply }).unwrap();
+        self.events
+            .blocking_send(Event::Reload { snapshot, reply })
+            .unwrap();
         answer.blocking_recv().unwrap()
     }
 

@@ -3,7 +3,13 @@
 //! INVARIANT: nothing outside the temporary directory is read or written.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test"
+)]
 
 pub mod daemon;
 
@@ -52,7 +58,10 @@ impl Instance {
 
     /// An instance whose configuration directory is empty.
     pub fn empty() -> Instance {
-        let dir = tempfile::Builder::new().prefix("sluice-test-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("sluice-cli-")
+            .tempdir()
+            .unwrap();
         for name in ["config", "state", "run"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
@@ -66,7 +75,11 @@ impl Instance {
 
     /// Its paths as the library takes them.
     pub fn paths(&self) -> Paths {
-        Paths { config: self.path().join("config"), state: self.path().join("state"), runtime: self.path().join("run") }
+        Paths {
+            config: self.path().join("config"),
+            state: self.path().join("state"),
+            runtime: self.path().join("run"),
+        }
     }
 
     /// Writes a file of the configuration directory.
@@ -113,19 +126,35 @@ impl Instance {
     /// Output with the instance's directory replaced.
     pub fn said(&self, output: &Output) -> Said {
         let dir = self.path().to_str().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap().replace(dir, "DIR");
-        Said { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
+        let text = |bytes: &[u8]| {
+            String::from_utf8(bytes.to_vec())
+                .unwrap()
+                .replace(dir, "DIR")
+        };
+        Said {
+            code: output.status.code().unwrap_or(-1),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        }
     }
 }
 
 impl Said {
     /// Everything in one text, for snapshots.
     pub fn all(&self) -> String {
-        format!("exit code {}\n--- out\n{}--- err\n{}", self.code, self.out, self.err)
+        format!(
+            "exit code {}\n--- out\n{}--- err\n{}",
+            self.code, self.out, self.err
+        )
     }
 
     /// Standard output as JSON objects, one per line.
     pub fn json(&self) -> Vec<serde_json::Value> {
-        self.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        self.out
+            .lines()
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
+            .collect()
     }
 }

@@ -125,6 +125,11 @@ impl Bundle {
         }
     }
 
+    /// A policy of this bundle, as an approver is told about it.
+    pub fn policy(&self, id: &PolicyId) -> Option<DeterminingPolicy> {
+        self.engine().determining(id)
+    }
+
     fn outcome_at(
         &self,
         agent: &Agent,

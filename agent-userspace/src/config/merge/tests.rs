@@ -3,11 +3,15 @@ use std::time::Duration;
 use super::*;
 
 fn file(path: &str, text: &str) -> TextFile {
-    TextFile { path: path.into(), text: text.to_owned() }
+    TextFile {
+        path: path.into(),
+        text: text.to_owned(),
+    }
 }
 
 fn check(text: &str) -> Result<Config, String> {
-    merge(Path::new("/etc/sluice"), &[file("config.toml", text)]).map_err(|errors| errors.to_string())
+    merge(Path::new("/etc/sluice"), &[file("config.toml", text)])
+        .map_err(|errors| errors.to_string())
 }
 
 #[test]
@@ -46,26 +50,60 @@ fn every_documented_key_is_read() {
         "#,
     )
     .unwrap();
-    assert_eq!(config.proxy.extra_roots, [Path::new("/etc/sluice/ca.pem"), Path::new("/srv/other.pem")]);
-    assert_eq!(config.proxy.connect_to.get(&"api.stripe.com:443".parse().unwrap()).map(String::as_str), Some("127.0.0.1:8443"));
-    assert_eq!(config.metrics.listen, Some("127.0.0.1:9464".parse().unwrap()));
+    assert_eq!(
+        config.proxy.extra_roots,
+        [Path::new("/etc/sluice/ca.pem"), Path::new("/srv/other.pem")]
+    );
+    assert_eq!(
+        config
+            .proxy
+            .connect_to
+            .get(&"api.stripe.com:443".parse().unwrap())
+            .map(String::as_str),
+        Some("127.0.0.1:8443")
+    );
+    assert_eq!(
+        config.metrics.listen,
+        Some("127.0.0.1:9464".parse().unwrap())
+    );
     assert_eq!(config.approvals.hold, Duration::from_millis(1500));
     let alice: Approver = "alice".parse().unwrap();
-    assert_eq!(config.approvals.groups_of(&alice), ["finance".parse::<Group>().unwrap()]);
+    assert_eq!(
+        config.approvals.groups_of(&alice),
+        ["finance".parse::<Group>().unwrap()]
+    );
     assert_eq!(config.control.group.as_deref(), Some("ops"));
     assert!(config.enforcement.reduced);
     assert_eq!(config.names.pool4, ("10.64.0.0".parse().unwrap(), 16));
-    assert_eq!(config.vault.key_file.as_deref(), Some(Path::new("/etc/sluice/keys/master")));
+    assert_eq!(
+        config.vault.key_file.as_deref(),
+        Some(Path::new("/etc/sluice/keys/master"))
+    );
 }
 
 #[test]
 fn what_is_wrong_is_said_with_its_place() {
     let cases = [
-        ("[metrics]\nlisen = \"127.0.0.1:1\"\n", "config.toml:2:1: unknown field `lisen`, expected `listen`\n  hint: did you mean `listen`?"),
-        ("[metrics]\nlisten = \"9464\"\n", "config.toml:2:10: `9464` is not an address and port such as 127.0.0.1:9464"),
-        ("[approvals]\nhold = \"10\"\n", "config.toml:2:8: the duration has no unit; write for example 10s"),
-        ("[names]\npool4 = \"10.0.0.0/30\"\n", "config.toml:2:9: the prefix length 30 is not between 8 and 24"),
-        ("[proxy.connect_to]\n\"api.stripe.com:443\" = \"8443\"\n", "config.toml:2:24: `8443` is not a host and port such as 127.0.0.1:8443"),
+        (
+            "[metrics]\nlisen = \"127.0.0.1:1\"\n",
+            "config.toml:2:1: unknown field `lisen`, expected `listen`\n  hint: did you mean `listen`?",
+        ),
+        (
+            "[metrics]\nlisten = \"9464\"\n",
+            "config.toml:2:10: `9464` is not an address and port such as 127.0.0.1:9464",
+        ),
+        (
+            "[approvals]\nhold = \"10\"\n",
+            "config.toml:2:8: the duration has no unit; write for example 10s",
+        ),
+        (
+            "[names]\npool4 = \"10.0.0.0/30\"\n",
+            "config.toml:2:9: the prefix length 30 is not between 8 and 24",
+        ),
+        (
+            "[proxy.connect_to]\n\"api.stripe.com:443\" = \"8443\"\n",
+            "config.toml:2:24: `8443` is not a host and port such as 127.0.0.1:8443",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(check(text).unwrap_err(), expected);
@@ -76,17 +114,31 @@ fn what_is_wrong_is_said_with_its_place() {
 fn a_key_set_in_two_files_is_an_error_that_names_both() {
     let files = [
         file("config.toml", "[approvals]\nhold = \"10s\"\n"),
-        file("config.d/10-hold.toml", "# ours\n[approvals]\nhold = \"20s\"\n"),
+        file(
+            "config.d/10-hold.toml",
+            "# ours\n[approvals]\nhold = \"20s\"\n",
+        ),
     ];
-    let error = merge(Path::new("/etc/sluice"), &files).unwrap_err().to_string();
-    assert_eq!(error, "config.d/10-hold.toml:3:8: `approvals.hold` is set twice\n  hint: it is already set at config.toml:2; keep one of the two");
+    let error = merge(Path::new("/etc/sluice"), &files)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "config.d/10-hold.toml:3:8: `approvals.hold` is set twice\n  hint: it is already set at config.toml:2; keep one of the two"
+    );
 }
 
 #[test]
 fn files_may_share_a_table_if_they_set_different_keys() {
     let files = [
-        file("config.toml", "[proxy.connect_to]\n\"a.example:443\" = \"127.0.0.1:1\"\n[approvals.groups]\nfinance = [\"alice\"]\n"),
-        file("config.d/b.toml", "[proxy.connect_to]\n\"b.example:443\" = \"127.0.0.1:2\"\n[approvals.groups]\nops = [\"bob\"]\n"),
+        file(
+            "config.toml",
+            "[proxy.connect_to]\n\"a.example:443\" = \"127.0.0.1:1\"\n[approvals.groups]\nfinance = [\"alice\"]\n",
+        ),
+        file(
+            "config.d/b.toml",
+            "[proxy.connect_to]\n\"b.example:443\" = \"127.0.0.1:2\"\n[approvals.groups]\nops = [\"bob\"]\n",
+        ),
     ];
     let config = merge(Path::new("/etc/sluice"), &files).unwrap();
     assert_eq!(config.proxy.connect_to.len(), 2);

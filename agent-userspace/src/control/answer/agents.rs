@@ -26,7 +26,11 @@ pub(super) async fn status(shared: &Arc<Shared>, replies: &mut Replies) -> Resul
         connectors: bundle.connectors().count(),
         workloads: shared.workloads.list().iter().map(workload).collect(),
         approvals_pending: shared.proxy.approvals().pending(),
-        metrics: shared.config().metrics.listen.map(|address| address.to_string()),
+        metrics: shared
+            .config()
+            .metrics
+            .listen
+            .map(|address| address.to_string()),
         reload,
         layers,
     };
@@ -51,10 +55,18 @@ pub(super) async fn doctor(shared: &Arc<Shared>, replies: &mut Replies) -> Resul
         advice.push(format!("the configuration of {} was refused and the one before is in force; run `sluice check`", reload.at));
     }
     for agent in shared.read(|live| live.disabled.clone()) {
-        advice.push(format!("{agent} is switched off; `sluice agents enable {agent}` switches it on"));
+        advice.push(format!(
+            "{agent} is switched off; `sluice agents enable {agent}` switches it on"
+        ));
     }
     advice.extend(missing_credentials(shared).await?);
-    replies.item(&DoctorReport { daemon: true, layers, advice }).await
+    replies
+        .item(&DoctorReport {
+            daemon: true,
+            layers,
+            advice,
+        })
+        .await
 }
 
 /// Connections whose credential the vault does not have: their calls are refused.
@@ -65,10 +77,22 @@ async fn missing_credentials(shared: &Arc<Shared>) -> Result<Vec<String>, ErrorR
     let mut advice = Vec::new();
     for agent in bundle.agents() {
         for connection in agent.connections() {
-            let Some(name) = connection.credential() else { continue };
-            let id = policies::CredentialId { tenant: agent.id().tenant.clone(), name: name.clone() };
-            if !known.iter().any(|listing| listing.credential == id && listing.revoked_at.is_none()) {
-                let line = format!("{}: connection {} has no usable credential {id}; `sluice vault put {id}` adds it", agent.id(), connection.name());
+            let Some(name) = connection.credential() else {
+                continue;
+            };
+            let id = policies::CredentialId {
+                tenant: agent.id().tenant.clone(),
+                name: name.clone(),
+            };
+            if !known
+                .iter()
+                .any(|listing| listing.credential == id && listing.revoked_at.is_none())
+            {
+                let line = format!(
+                    "{}: connection {} has no usable credential {id}; `sluice vault put {id}` adds it",
+                    agent.id(),
+                    connection.name()
+                );
                 advice.push(line);
             }
         }
@@ -83,9 +107,16 @@ pub(super) async fn list(shared: &Arc<Shared>, replies: &mut Replies) -> Result<
         agent: agent.id().clone(),
         owner: agent.owner().to_string(),
         stage: agent.stage().as_str().to_owned(),
-        connections: agent.connections().iter().map(|connection| connection.name().to_string()).collect(),
+        connections: agent
+            .connections()
+            .iter()
+            .map(|connection| connection.name().to_string())
+            .collect(),
         disabled: disabled.contains(agent.id()),
-        workloads: workloads.iter().filter(|workload| workload.agent == *agent.id()).count(),
+        workloads: workloads
+            .iter()
+            .filter(|workload| workload.agent == *agent.id())
+            .count(),
     };
     let reports: Vec<AgentReport> = shared.proxy.bundle().agents().map(report).collect();
     for report in reports {
@@ -104,28 +135,60 @@ pub(super) async fn set(
     // An agent that left the configuration may still run, so one that is unknown is switched off all the same
     // when it has workloads or when its switch is being undone.
     let known = shared.proxy.bundle().agent(agent).is_some()
-        || shared.workloads.list().iter().any(|workload| workload.agent == *agent)
+        || shared
+            .workloads
+            .list()
+            .iter()
+            .any(|workload| workload.agent == *agent)
         || shared.read(|live| live.disabled.contains(agent));
     if !known {
-        return Err(ErrorReply::new(ErrorCode::AgentUnknown, format!("there is no agent {agent}")));
+        return Err(ErrorReply::new(
+            ErrorCode::AgentUnknown,
+            format!("there is no agent {agent}"),
+        ));
     }
     let switched = shared.set_disabled(agent, disabled).await;
     let by = peer.user.to_string();
     let event = if disabled {
-        HostEvent::AgentDisabled { agent: agent.clone(), by }
+        HostEvent::AgentDisabled {
+            agent: agent.clone(),
+            by,
+        }
     } else {
-        HostEvent::AgentEnabled { agent: agent.clone(), by }
+        HostEvent::AgentEnabled {
+            agent: agent.clone(),
+            by,
+        }
     };
     shared.record(Some(&agent.tenant), event).await;
     switched.map_err(|error| ErrorReply::new(ErrorCode::NoEnforcer, error.to_string()))?;
-    replies.item(&json!({ "agent": agent, "disabled": disabled })).await
+    replies
+        .item(&json!({ "agent": agent, "disabled": disabled }))
+        .await
 }
 
-pub(super) async fn root_certificate(tenant: &Tenant, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
-    let unknown = || ErrorReply::new(ErrorCode::TenantUnknown, format!("no agent belongs to a tenant {tenant}"));
-    if !shared.proxy.bundle().agents().any(|agent| agent.id().tenant == *tenant) {
+pub(super) async fn root_certificate(
+    tenant: &Tenant,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
+    let unknown = || {
+        ErrorReply::new(
+            ErrorCode::TenantUnknown,
+            format!("no agent belongs to a tenant {tenant}"),
+        )
+    };
+    if !shared
+        .proxy
+        .bundle()
+        .agents()
+        .any(|agent| agent.id().tenant == *tenant)
+    {
         return Err(unknown());
     }
-    let pem = shared.proxy.ca_pem(tenant).map_err(|error| ErrorReply::new(ErrorCode::TenantUnknown, error.to_string()))?;
+    let pem = shared
+        .proxy
+        .ca_pem(tenant)
+        .map_err(|error| ErrorReply::new(ErrorCode::TenantUnknown, error.to_string()))?;
     replies.chunk(pem).await
 }

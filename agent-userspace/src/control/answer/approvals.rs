@@ -13,7 +13,11 @@ use crate::control::protocol::{ErrorCode, ErrorReply};
 use crate::control::server::Replies;
 use crate::control::view::ApprovalView;
 
-pub(super) async fn list(all: bool, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
+pub(super) async fn list(
+    all: bool,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
     for approval in shared.proxy.approvals().list() {
         if all || approval.state == ApprovalState::Pending {
             send(approval, shared, replies).await?;
@@ -22,8 +26,16 @@ pub(super) async fn list(all: bool, shared: &Arc<Shared>, replies: &mut Replies)
     Ok(())
 }
 
-pub(super) async fn show(id: &ApprovalId, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
-    let approval = shared.proxy.approvals().show(id).ok_or_else(|| unknown(id))?;
+pub(super) async fn show(
+    id: &ApprovalId,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
+    let approval = shared
+        .proxy
+        .approvals()
+        .show(id)
+        .ok_or_else(|| unknown(id))?;
     send(approval, shared, replies).await
 }
 
@@ -58,7 +70,13 @@ pub(super) async fn answer(
         Access::Root => approval.groups.clone(),
         Access::Member => shared.config().approvals.groups_of(&peer.user),
     };
-    let answer = Answer { approver: peer.user.clone(), groups, verdict, at: now(), note };
+    let answer = Answer {
+        approver: peer.user.clone(),
+        groups,
+        verdict,
+        at: now(),
+        note,
+    };
     let refused = |error: mitm_proxy::AnswerFailure| {
         let code = match &error {
             mitm_proxy::AnswerFailure::Audit(_) => ErrorCode::AuditUnavailable,
@@ -71,7 +89,11 @@ pub(super) async fn answer(
     send(approval, shared, replies).await
 }
 
-async fn send(approval: Approval, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
+async fn send(
+    approval: Approval,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
     let bundle = shared.proxy.bundle();
     let view = ApprovalView::new(approval, &bundle);
     drop(bundle);
@@ -79,5 +101,8 @@ async fn send(approval: Approval, shared: &Arc<Shared>, replies: &mut Replies) -
 }
 
 fn unknown(id: &ApprovalId) -> ErrorReply {
-    ErrorReply::new(ErrorCode::ApprovalUnknown, format!("there is no approval {id}; `sluice approvals list` shows those that wait"))
+    ErrorReply::new(
+        ErrorCode::ApprovalUnknown,
+        format!("there is no approval {id}; `sluice approvals list` shows those that wait"),
+    )
 }

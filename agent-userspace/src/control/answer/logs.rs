@@ -22,17 +22,39 @@ const CHUNK: usize = 64 * 1024;
 
 /// The records that a filter lets through.
 pub(crate) fn entries(ledger: &Ledger, filter: AuditFilter) -> Result<Vec<Entry>, AuditError> {
-    let AuditFilter { tenant, agent, kind, since, from, limit } = filter;
-    ledger.list(&Query { tenant, agent, kind, since, from, limit: limit.unwrap_or(USUAL).min(MOST) })
+    let AuditFilter {
+        tenant,
+        agent,
+        kind,
+        since,
+        from,
+        limit,
+    } = filter;
+    ledger.list(&Query {
+        tenant,
+        agent,
+        kind,
+        since,
+        from,
+        limit: limit.unwrap_or(USUAL).min(MOST),
+    })
 }
 
 /// One record.
-pub(crate) fn show(ledger: &Ledger, tenant: Option<Tenant>, index: u64) -> Result<Entry, AuditError> {
+pub(crate) fn show(
+    ledger: &Ledger,
+    tenant: Option<Tenant>,
+    index: u64,
+) -> Result<Entry, AuditError> {
     ledger.show(&log_tenant(tenant), index)
 }
 
 /// Writes a whole log.
-pub(crate) fn export(ledger: &Ledger, tenant: Option<Tenant>, out: &mut dyn Write) -> Result<u64, AuditError> {
+pub(crate) fn export(
+    ledger: &Ledger,
+    tenant: Option<Tenant>,
+    out: &mut dyn Write,
+) -> Result<u64, AuditError> {
     ledger.export(&log_tenant(tenant), out)
 }
 
@@ -41,7 +63,11 @@ pub(crate) fn log_tenant(tenant: Option<Tenant>) -> Tenant {
     tenant.unwrap_or_else(Ledger::host_tenant)
 }
 
-pub(super) async fn send_entries(filter: AuditFilter, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
+pub(super) async fn send_entries(
+    filter: AuditFilter,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
     let ledger = shared.ledger.clone();
     for entry in super::blocking(move || entries(&ledger, filter).map_err(failed)).await? {
         replies.item(&entry).await?;
@@ -60,20 +86,33 @@ pub(super) async fn send_entry(
     replies.item(&entry).await
 }
 
-pub(super) async fn send_checkpoint(tenant: Option<Tenant>, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
+pub(super) async fn send_checkpoint(
+    tenant: Option<Tenant>,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
     let ledger = shared.ledger.clone();
-    let text = super::blocking(move || ledger.checkpoint(&log_tenant(tenant)).map_err(failed)).await?;
+    let text =
+        super::blocking(move || ledger.checkpoint(&log_tenant(tenant)).map_err(failed)).await?;
     replies.chunk(text).await
 }
 
 /// Sends the export as it is read, so that a large log needs no memory.
-pub(super) async fn send_export(tenant: Option<Tenant>, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
+pub(super) async fn send_export(
+    tenant: Option<Tenant>,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
     let (sender, mut chunks) = mpsc::channel(4);
     let ledger = shared.ledger.clone();
     let writing = tokio::task::spawn_blocking(move || {
-        let mut out = Chunks { sender, pending: Vec::new() };
+        let mut out = Chunks {
+            sender,
+            pending: Vec::new(),
+        };
         export(&ledger, tenant, &mut out)?;
-        out.flush().map_err(|error| AuditError::Write(Arc::new(error)))
+        out.flush()
+            .map_err(|error| AuditError::Write(Arc::new(error)))
     });
     while let Some(chunk) = chunks.recv().await {
         replies.chunk(chunk).await?;
@@ -94,8 +133,11 @@ struct Chunks {
 
 impl Chunks {
     fn send(&mut self, bytes: Vec<u8>) -> io::Result<()> {
-        let text = String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        self.sender.blocking_send(text).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        let text = String::from_utf8(bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        self.sender
+            .blocking_send(text)
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -114,6 +156,10 @@ impl Write for Chunks {
 
     fn flush(&mut self) -> io::Result<()> {
         let rest = std::mem::take(&mut self.pending);
-        if rest.is_empty() { Ok(()) } else { self.send(rest) }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            self.send(rest)
+        }
     }
 }

@@ -25,13 +25,23 @@ pub(crate) enum Change {
     Rotate(CredentialId, SecretText),
 }
 
-pub(super) async fn send(peer: &Peer, wanted: Change, shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
+pub(super) async fn send(
+    peer: &Peer,
+    wanted: Change,
+    shared: &Arc<Shared>,
+    replies: &mut Replies,
+) -> Result<(), ErrorReply> {
     let done = change(wanted, peer.user.as_str(), &shared.vault, &shared.ledger).await?;
     replies.item(&done).await
 }
 
 /// Makes a change and records it; returns what to show.
-pub(crate) async fn change(wanted: Change, by: &str, vault: &Arc<Vault>, ledger: &Ledger) -> Result<Value, ErrorReply> {
+pub(crate) async fn change(
+    wanted: Change,
+    by: &str,
+    vault: &Arc<Vault>,
+    ledger: &Ledger,
+) -> Result<Value, ErrorReply> {
     let by = by.to_owned();
     let at = now();
     let vault = Arc::clone(vault);
@@ -44,30 +54,64 @@ pub(crate) async fn change(wanted: Change, by: &str, vault: &Arc<Vault>, ledger:
     };
     // The vault has changed already: a crash or a failed write here leaves a change that is not on record, and
     // whoever made it is told so.
-    let unrecorded = |error| ErrorReply::new(ErrorCode::AuditUnavailable, format!("{credential} was changed, but that could not be recorded: {error}"));
-    ledger.event(Some(&credential.tenant), event).await.map_err(unrecorded)?;
+    let unrecorded = |error| {
+        ErrorReply::new(
+            ErrorCode::AuditUnavailable,
+            format!("{credential} was changed, but that could not be recorded: {error}"),
+        )
+    };
+    ledger
+        .event(Some(&credential.tenant), event)
+        .await
+        .map_err(unrecorded)?;
     Ok(shown)
 }
 
-fn apply(wanted: Change, by: String, at: Timestamp, vault: &Vault) -> Result<(CredentialId, HostEvent), ErrorReply> {
+fn apply(
+    wanted: Change,
+    by: String,
+    at: Timestamp,
+    vault: &Vault,
+) -> Result<(CredentialId, HostEvent), ErrorReply> {
     match wanted {
         Change::Put(credential, text) => {
             let version = vault.put(&credential, secret(&text)?, at).map_err(failed)?;
-            Ok((credential.clone(), HostEvent::SecretPut { credential, version, by }))
+            Ok((
+                credential.clone(),
+                HostEvent::SecretPut {
+                    credential,
+                    version,
+                    by,
+                },
+            ))
         }
         Change::Revoke(credential) => {
             vault.revoke(&credential, at).map_err(failed)?;
-            Ok((credential.clone(), HostEvent::SecretRevoked { credential, by }))
+            Ok((
+                credential.clone(),
+                HostEvent::SecretRevoked { credential, by },
+            ))
         }
         Change::Rotate(credential, text) => {
-            let version = vault.rotate(&credential, secret(&text)?, at).map_err(failed)?;
-            Ok((credential.clone(), HostEvent::SecretRotated { credential, version, by }))
+            let version = vault
+                .rotate(&credential, secret(&text)?, at)
+                .map_err(failed)?;
+            Ok((
+                credential.clone(),
+                HostEvent::SecretRotated {
+                    credential,
+                    version,
+                    by,
+                },
+            ))
         }
     }
 }
 
 fn secret(text: &SecretText) -> Result<Secret, ErrorReply> {
-    let bytes = text.decode().ok_or_else(|| ErrorReply::new(ErrorCode::Malformed, "the secret is not base64"))?;
+    let bytes = text
+        .decode()
+        .ok_or_else(|| ErrorReply::new(ErrorCode::Malformed, "the secret is not base64"))?;
     Ok(Secret::new(bytes))
 }
 
