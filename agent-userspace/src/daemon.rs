@@ -14,12 +14,13 @@ mod places;
 mod privileges;
 pub mod protocol;
 mod runs;
+mod start;
 mod supervise;
 mod worker;
 
 pub use channel::{Channel, ChannelError};
-pub use enforcer::run;
 pub use error::DaemonError;
 pub use listeners::open_for_parent;
 pub use places::connect_to_enforcer;
+pub use start::run;
 pub use worker::run as run_worker;

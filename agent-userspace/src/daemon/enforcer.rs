@@ -1,8 +1,10 @@
-//! The enforcer's main function: put the kernel side in force, open the listeners, start the proxy process, publish.
-//! Root, and the only one that changes what the kernel enforces; supervises, admits workloads, reloads, stops.
+//! The enforcer while it lives: starts the proxy process, publishes, supervises, admits workloads, reloads, stops.
+//! Root, and the only one that changes what the kernel enforces; `start` brings it up.
 //! INVARIANT: ports are published once the proxy process is ready and never before; it never reads an agent's byte.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use policies::{AgentId, WorkloadId};
@@ -13,17 +15,14 @@ use super::admission::{Book, Waiting};
 use super::error::in_full;
 use super::events::{Input, Inputs};
 use super::listeners::Sockets;
-use super::places::{self, Places};
 use super::protocol::{
     BundleFacts, FromWorker, Handover, Refusal, Ticket, ToRun, ToWorker, WorkerAccount,
     WorkloadFacts,
 };
-use super::runs::{self, Admission, Ask};
+use super::runs::{Admission, Ask};
 use super::supervise::{News, Worker, document};
-use crate::config::{Config, Paths, ProcessFacts, Snapshot, reduced_by_environment};
-use crate::enforce::launch::Account;
-use crate::enforce::{EnforceError, Enforcement, Events, Instance, Mode, Ports, Settings, Stopped};
-use crate::layers::LayerState;
+use crate::config::{Config, Paths, ProcessFacts, Snapshot};
+use crate::enforce::{EnforceError, Enforcement, Events, Ports, Stopped};
 
 /// How long a stopping proxy process may finish what is under way.
 const TIME_TO_DRAIN: Duration = Duration::from_secs(30);
@@ -34,86 +33,33 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// How many refusals of the kernel are passed on at once; the rest is only counted.
 const REFUSALS_AT_ONCE: usize = 64;
-/// How many messages may wait for the main loop.
-const QUEUE: usize = 256;
+/// What the service manager shows after a reload that failed.
+const RELOAD_FAILED: &str = "reload failed; the old configuration stays";
 
-/// Runs the daemon until SIGTERM or SIGINT.
-///
-/// # Errors
-/// It could not start, and nothing was published; or it could not stop cleanly.
-pub fn run(paths: &Paths) -> Result<(), DaemonError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(DaemonError::NotRoot);
-    }
-    let snapshot = Snapshot::read(paths)?;
-    let config = snapshot.config()?;
-    let account = worker_account(&config)?;
-    let places = Places::prepare(paths, &account)?;
-    let control = places::control_socket(paths, config.control.group.is_some())?;
-    let socket = places::enforcer_socket(paths)?;
-    let enforcement = enforce(paths, &config)?;
-    let sockets = match Sockets::open(enforcement.proxy_cgroup()) {
-        Ok(sockets) => sockets,
-        Err(error) => return Err(undo(enforcement, error)),
-    };
-    // One thread: the proxy process dies with the thread that started it, so that must be the one that lives longest.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(DaemonError::io("the runtime cannot be started"))?;
-    let served = runtime.block_on(async {
-        let governed = governed(&sockets.cgroup);
-        let kernel = enforcement.events()?;
-        let (news, heard) = mpsc::channel(QUEUE);
-        let (asks, asked) = mpsc::channel(QUEUE);
-        let inputs = Inputs::new(heard, asked)?;
-        let mut enforcer = Enforcer {
-            paths: paths.clone(),
-            snapshot,
-            config,
-            account,
-            governed: governed.clone(),
-            sockets,
-            control,
-            book: Book::default(),
-            kernel,
-            counts: Vec::new(),
-            worker: None,
-            news,
-            restart: Restart::default(),
-            reloading: None,
-            enforcement,
-        };
-        let inputs = enforcer.start(inputs).await;
-        let mut inputs = match inputs {
-            Ok(inputs) => inputs,
-            Err(error) => return Err(undo(enforcer.enforcement, error)),
-        };
-        tokio::spawn(runs::accept(socket, governed, asks));
-        enforcer.serve(&mut inputs).await;
-        enforcer.stop(inputs).await
-    });
-    drop(places);
-    served
+/// What the daemon is made of before it serves.
+pub(super) struct Given {
+    pub(super) paths: Paths,
+    /// The configuration in force: what a restarted proxy process is given.
+    pub(super) snapshot: Snapshot,
+    pub(super) config: Config,
+    pub(super) account: WorkerAccount,
+    /// The cgroup path of all workloads.
+    pub(super) governed: String,
+    pub(super) sockets: Sockets,
+    pub(super) control: UnixListener,
 }
 
 /// The daemon while it lives.
-struct Enforcer {
-    paths: Paths,
-    /// The configuration in force: what a restarted proxy process is given.
-    snapshot: Snapshot,
-    config: Config,
-    account: WorkerAccount,
-    governed: String,
-    sockets: Sockets,
-    control: std::os::unix::net::UnixListener,
+pub(super) struct Enforcer {
+    given: Given,
     book: Book,
     kernel: Events,
     counts: Vec<(String, u64)>,
     worker: Option<Worker>,
     news: mpsc::Sender<News>,
     restart: Restart,
-    reloading: Option<(Ticket, Snapshot)>,
+    /// Configurations that the proxy process has not answered for yet.
+    reloading: BTreeMap<Ticket, Snapshot>,
     enforcement: Enforcement,
 }
 
@@ -126,8 +72,33 @@ struct Restart {
 }
 
 impl Enforcer {
+    /// Nothing is started yet.
+    pub(super) fn new(
+        given: Given,
+        kernel: Events,
+        news: mpsc::Sender<News>,
+        enforcement: Enforcement,
+    ) -> Enforcer {
+        Enforcer {
+            given,
+            book: Book::default(),
+            kernel,
+            counts: Vec::new(),
+            worker: None,
+            news,
+            restart: Restart::default(),
+            reloading: BTreeMap::new(),
+            enforcement,
+        }
+    }
+
+    /// The kernel side, for taking it back after a start that failed.
+    pub(super) fn into_enforcement(self) -> Enforcement {
+        self.enforcement
+    }
+
     /// From a kernel side that denies everything to one that leads to a proxy process that is ready.
-    async fn start(&mut self, mut inputs: Inputs) -> Result<Inputs, DaemonError> {
+    pub(super) async fn start(&mut self, inputs: &mut Inputs) -> Result<(), DaemonError> {
         self.adopt()?;
         self.start_worker().await?;
         let bundle = loop {
@@ -151,7 +122,7 @@ impl Enforcer {
         };
         self.restart.ready_since = Some(Instant::now());
         self.take(&bundle)?;
-        let listening = self.sockets.listening;
+        let listening = self.given.sockets.listening;
         self.enforcement.publish(Ports {
             proxy: listening.proxy_port,
             resolver: listening.resolver_port,
@@ -161,11 +132,11 @@ impl Enforcer {
             sd_notify::NotifyState::Ready,
             sd_notify::NotifyState::Status("serving"),
         ]);
-        Ok(inputs)
+        Ok(())
     }
 
     /// Handles one input after the other until told to stop.
-    async fn serve(&mut self, inputs: &mut Inputs) {
+    pub(super) async fn serve(&mut self, inputs: &mut Inputs) {
         loop {
             match inputs.next().await {
                 Input::Asked(ask) => self.asked(ask).await,
@@ -178,7 +149,7 @@ impl Enforcer {
     }
 
     /// Lets the proxy process finish, then takes the kernel side back as far as nobody is governed any more.
-    async fn stop(mut self, mut inputs: Inputs) -> Result<(), DaemonError> {
+    pub(super) async fn stop(mut self, mut inputs: Inputs) -> Result<(), DaemonError> {
         tracing::info!("stopping");
         notify(&[
             sd_notify::NotifyState::Stopping,
@@ -196,7 +167,10 @@ impl Enforcer {
                 while !matches!(inputs.news.recv().await, Some(News::Ended(_)) | None) {}
             }
         }
-        for path in [self.paths.control_socket(), self.paths.enforcer_socket()] {
+        for path in [
+            self.given.paths.control_socket(),
+            self.given.paths.enforcer_socket(),
+        ] {
             if let Err(error) = std::fs::remove_file(&path) {
                 tracing::warn!(%error, path = %path.display(), "a socket could not be removed");
             }
@@ -214,7 +188,7 @@ impl Enforcer {
     /// Workloads that a former daemon left running.
     fn adopt(&mut self) -> Result<(), DaemonError> {
         for found in self.enforcement.workloads_found()? {
-            let cgroup = format!("{}/{}", self.governed, found.name);
+            let cgroup = format!("{}/{}", self.given.governed, found.name);
             let agent = found.name.agent.clone();
             tracing::info!(workload = %found.name, populated = found.populated, "adopted");
             self.book.enter(
@@ -234,18 +208,18 @@ impl Enforcer {
 
     async fn start_worker(&mut self) -> Result<(), DaemonError> {
         let handover = Handover {
-            snapshot: self.snapshot.clone(),
+            snapshot: self.given.snapshot.clone(),
             workloads: self.book.admitted(),
             layers: self.enforcement.layers(),
-            governed: self.governed.clone(),
-            account: self.account.clone(),
+            governed: self.given.governed.clone(),
+            account: self.given.account.clone(),
         };
         let maps = self.enforcement.map_fds()?;
         let news = self.news.clone();
         let worker = Worker::start(
-            &self.paths,
-            &self.sockets,
-            &self.control,
+            &self.given.paths,
+            &self.given.sockets,
+            &self.given.control,
             &maps,
             &handover,
             news,
@@ -319,7 +293,8 @@ impl Enforcer {
 
     fn worker_ended(&mut self, status: &std::io::Result<std::process::ExitStatus>) {
         self.worker = None;
-        self.reloading = None;
+        // A restarted one is given the configuration in force.
+        self.reloading.clear();
         // Dropping a reply tells its session; the cgroup goes with the next tick.
         for waiting in self.book.unanswered() {
             self.book.leave(waiting.workload);
@@ -457,7 +432,7 @@ impl Enforcer {
                 return;
             }
         };
-        let cgroup = format!("{}/{}", self.governed, admitted.name);
+        let cgroup = format!("{}/{}", self.given.governed, admitted.name);
         let workload = WorkloadFacts {
             id: admitted.id,
             agent,
@@ -489,8 +464,8 @@ impl Enforcer {
                 let message = ToRun::Admitted {
                     workload: id,
                     cgroup: facts.cgroup.clone(),
-                    ca_pem: self.paths.ca_pem(&facts.agent.tenant),
-                    nameserver: nameserver(self.config.names.pool4),
+                    ca_pem: self.given.paths.ca_pem(&facts.agent.tenant),
+                    nameserver: nameserver(self.given.config.names.pool4),
                 };
                 Ok(Admission {
                     workload: id,
@@ -536,48 +511,46 @@ impl Enforcer {
         let mut state = vec![sd_notify::NotifyState::Reloading];
         state.extend(sd_notify::NotifyState::monotonic_usec_now());
         notify(&state);
-        match Snapshot::read(&self.paths)
-            .map_err(DaemonError::from)
-            .and_then(|snapshot| Ok((document(&snapshot)?, snapshot)))
-        {
-            Ok((file, snapshot)) => {
+        // What is wrong with it travels along: the proxy process refuses it, and writes that into the audit log.
+        let snapshot = Snapshot::gather(&self.given.paths);
+        match document(&snapshot) {
+            Ok(file) => {
                 let ticket = self.book.ticket();
                 self.tell(&ToWorker::Reload { ticket }, Some(file.as_fd()))
                     .await;
-                self.reloading = Some((ticket, snapshot));
+                self.reloading.insert(ticket, snapshot);
             }
             Err(error) => {
-                tracing::error!(%error, "the new configuration cannot be read; the old one stays");
+                tracing::error!(%error, "the new configuration cannot be handed over; the old one stays");
                 notify(&[
                     sd_notify::NotifyState::Ready,
-                    sd_notify::NotifyState::Status("reload failed; the old configuration stays"),
+                    sd_notify::NotifyState::Status(RELOAD_FAILED),
                 ]);
             }
         }
     }
 
     fn reloaded(&mut self, ticket: Ticket, bundle: Option<BundleFacts>, detail: &str) {
-        let pending = self.reloading.take_if(|(asked, _)| *asked == ticket);
+        let pending = self.reloading.remove(&ticket);
         let status = match (bundle, pending) {
-            (Some(bundle), Some((_, snapshot))) => {
+            (Some(bundle), Some(snapshot)) => {
                 self.take_or_log(&bundle);
-                if let Ok(config) = snapshot.config() {
-                    if config.names != self.config.names
-                        || config.proxy.user != self.config.proxy.user
-                    {
-                        tracing::warn!(
-                            "[names] and [proxy] user take effect at the next start of the daemon"
-                        );
-                    }
+                if let Ok(config) = snapshot.config()
+                    && (config.names != self.given.config.names
+                        || config.proxy.user != self.given.config.proxy.user)
+                {
+                    tracing::warn!(
+                        "[names] and [proxy] user take effect at the next start of the daemon"
+                    );
                 }
-                self.snapshot = snapshot;
+                self.given.snapshot = snapshot;
                 tracing::info!(version = %bundle.version, "reloaded");
                 "serving"
             }
             (Some(_), None) => "serving",
             (None, _) => {
                 tracing::error!("the new configuration is refused; the old one stays:\n{detail}");
-                "reload failed; the old configuration stays"
+                RELOAD_FAILED
             }
         };
         notify(&[
@@ -585,69 +558,6 @@ impl Enforcer {
             sd_notify::NotifyState::Status(status),
         ]);
     }
-}
-
-/// The account of `[proxy] user`, which must not be root.
-fn worker_account(config: &Config) -> Result<WorkerAccount, DaemonError> {
-    let account = Account::find(&config.proxy.user)?;
-    if account.uid == 0 || account.gid == 0 {
-        return Err(DaemonError::RootAccount);
-    }
-    Ok(WorkerAccount {
-        uid: account.uid,
-        gid: account.gid,
-    })
-}
-
-/// Puts the kernel side in force; in reduced mode only if somebody opted in.
-fn enforce(paths: &Paths, config: &Config) -> Result<Enforcement, DaemonError> {
-    let runtime = std::fs::canonicalize(&paths.runtime)
-        .map_err(DaemonError::io(paths.runtime.display().to_string()))?;
-    let settings = Settings {
-        instance: Instance::of(&runtime),
-        pool4: config.names.pool4,
-        pool6: config.names.pool6,
-    };
-    let enforcement = Enforcement::start(&settings)?;
-    if enforcement.mode() == Mode::Full {
-        return Ok(enforcement);
-    }
-    let layers = enforcement.layers();
-    let open: Vec<String> = layers
-        .iter()
-        .filter(|layer| layer.state != LayerState::Live)
-        .flat_map(|layer| {
-            layer
-                .leaves_open
-                .iter()
-                .map(move |open| format!("{}: {open}", layer.name))
-        })
-        .collect();
-    if !config.enforcement.reduced && !reduced_by_environment() {
-        return Err(undo(enforcement, DaemonError::Reduced(open)));
-    }
-    tracing::warn!("REDUCED MODE: not every layer is live. Open without it:");
-    for escape in &open {
-        tracing::warn!("  {escape}");
-    }
-    Ok(enforcement)
-}
-
-/// A start that failed leaves nothing behind, unless a former daemon's workloads still run.
-fn undo(enforcement: Enforcement, why: DaemonError) -> DaemonError {
-    if let Err(error) = enforcement.stop() {
-        tracing::error!(
-            error = in_full(&error),
-            "the kernel side could not be taken back; it denies everything"
-        );
-    }
-    why
-}
-
-/// The cgroup path of all workloads, given that of the listeners: they lie beside each other.
-fn governed(proxy: &str) -> String {
-    let parent = proxy.rsplit_once('/').map_or("", |(parent, _)| parent);
-    format!("{parent}/agents")
 }
 
 /// The first address of the pool: every question to port 53 is led to the resolver, whatever address it names.

@@ -156,6 +156,14 @@ pub fn start(launch: Launch) -> Result<Running, LaunchError> {
     Ok(Running::new(pid, signals))
 }
 
+/// Marks every descriptor above 2, whoever opened it, to be closed when this process executes something.
+///
+/// # Errors
+/// The kernel is older than 5.11.
+pub fn close_inherited_on_exec() -> io::Result<()> {
+    Ok(step::close_on_exec_above_two()?)
+}
+
 /// Sockets keep the cgroup they were opened in: one that comes in from outside would be governed by nobody.
 fn refuse_foreign_sockets() -> Result<(), LaunchError> {
     use rustix::net::AddressFamily;

@@ -7,6 +7,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_userspace::enforce::launch::{self, Account, Launch, LaunchError};
@@ -14,13 +15,20 @@ use agent_userspace::enforce::launch::{self, Account, Launch, LaunchError};
 /// Not a real certificate; the launcher only copies it.
 pub const ROOT: &str = "-----BEGIN CERTIFICATE-----\nU0xVSUNFIFRFU1Q=\n-----END CERTIFICATE-----\n";
 
+/// A forked launcher must not inherit the launcher's lock from another test's thread.
+static ONE_TEST_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 pub struct Bench {
+    _turn: MutexGuard<'static, ()>,
     pub dir: tempfile::TempDir,
     pub cgroup: PathBuf,
 }
 
 impl Bench {
     pub fn new() -> Bench {
+        let turn = ONE_TEST_AT_A_TIME
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::Builder::new()
             .prefix("sluice-launch-")
             .permissions(Permissions::from_mode(0o755))
@@ -32,7 +40,11 @@ impl Bench {
         let name = dir.path().file_name().unwrap().to_str().unwrap().to_owned();
         let cgroup = cgroup2().join(name);
         fs::create_dir(&cgroup).unwrap();
-        Bench { dir, cgroup }
+        Bench {
+            _turn: turn,
+            dir,
+            cgroup,
+        }
     }
 
     pub fn path(&self, below: &str) -> PathBuf {

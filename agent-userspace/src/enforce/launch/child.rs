@@ -69,8 +69,11 @@ pub(super) fn spawn(plan: &Plan, cgroup: &OwnedFd) -> Result<Pid, LaunchError> {
     if pid == 0 {
         become_command(plan, &reporter);
     }
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let Some(pid) = pid.filter(|pid| pid.as_raw_nonzero().get() > 0) else {
+    let pid = i32::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 0)
+        .and_then(Pid::from_raw);
+    let Some(pid) = pid else {
         return Err(LaunchError::Clone(io::Error::last_os_error()));
     };
     drop(reporter);

@@ -187,7 +187,8 @@ fn empty_bounding_set() -> Result<(), Errno> {
     Ok(())
 }
 
-fn close_on_exec_above_two() -> Result<(), Errno> {
+/// Every descriptor above 2 is closed when this process executes something.
+pub(super) fn close_on_exec_above_two() -> Result<(), Errno> {
     // SAFETY: descriptors are only marked; they stay open until execve, so no owner in this process is betrayed.
     check(unsafe {
         libc::syscall(

@@ -70,6 +70,10 @@ impl Running {
         if signal == Signal::CHILD || delivered.sender == self.pid.as_raw_nonzero().get() {
             return;
         }
+        // A shell continues the whole job: a command that already goes on need not hear of it twice.
+        if signal == Signal::CONT && !self.is_stopped() {
+            return;
+        }
         // The kernel sends what the terminal makes (^C, ^Z, a new size, a hang-up) to the whole foreground group.
         if !delivered.sent_by_a_process() && self.in_our_group() {
             return;
@@ -101,13 +105,22 @@ impl Running {
             give_terminal(&terminal, rustix::process::getpgrp());
         }
         let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
-        // Here again: somebody continued us.
+        // Here again: somebody continued us, and perhaps the command with us.
         if let Some(group) = theirs {
             give_terminal(&terminal, group);
             let _ = rustix::process::kill_process_group(group, Signal::CONT);
-        } else {
+        } else if self.is_stopped() {
             let _ = rustix::process::kill_process(self.pid, Signal::CONT);
         }
+    }
+
+    fn is_stopped(&self) -> bool {
+        // proc(5): the state follows the name, which may itself hold parentheses.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero()));
+        stat.is_ok_and(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
     }
 }
 
