@@ -55,24 +55,20 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn lead(ctx: &SockAddrContext, to: &Destination) -> Result<(Option<u16>, u64), Refusal> {
     let config = maps::config()?;
-    let socket = maps::own_socket(config, socket_of(ctx.sock_addr))?;
-    let workload = socket.origin.workload;
+    let (socket, workload) = maps::own_socket(config, socket_of(ctx.sock_addr))?;
     match route(ctx, config, workload, to)? {
         Route::Own => {
             // A datagram to a server of its own must not make the workload forget which resolver it asked.
             if to.protocol != PROTOCOL_UDP {
-                socket.origin = Origin {
+                socket.set_origin(Origin {
                     workload,
-                    addr: [0; 4],
-                    port: 0,
-                    family: 0,
-                    protocol: 0,
-                };
+                    ..Origin::NONE
+                });
             }
             Ok((None, workload))
         }
         Route::Loopback(port) => {
-            socket.origin = to.of_workload(workload);
+            socket.set_origin(to.of_workload(workload));
             Ok((Some(port), workload))
         }
     }
@@ -100,13 +96,13 @@ fn current_or_zero(config: &Config) -> u64 {
 
 /// What was asked for, where the socket's peer is the proxy or the resolver.
 #[inline(always)]
-pub fn asked(ctx: &SockAddrContext, peer: &Destination) -> Option<&'static Origin> {
+pub fn asked(ctx: &SockAddrContext, peer: &Destination) -> Option<Origin> {
     let config = maps::unpublished_config()?;
     if peer.port != config.proxy_port && peer.port != config.resolver_port {
         return None;
     }
     let socket = maps::SOCKETS.get(socket_of(ctx.sock_addr).cast(), 0).ok()?;
-    let asked = &socket.origin;
+    let asked = socket.read().origin;
     let same_form = is_mapped(&asked.addr) == is_mapped(&peer.addr);
     (asked.family != 0 && same_form && peer.addr == loopback_like(&peer.addr)).then_some(asked)
 }

@@ -66,10 +66,9 @@ fn is_led_already(ctx: &SockAddrContext, to: &Destination) -> bool {
     let Ok(config) = maps::config() else {
         return false;
     };
-    let Ok(socket) = maps::own_socket(config, socket_of(ctx.sock_addr)) else {
+    let Ok((socket, _)) = maps::own_socket(config, socket_of(ctx.sock_addr)) else {
         return false;
     };
-    to.port == config.resolver_port
-        && socket.origin.family == FAMILY_V4
-        && socket.origin.protocol == PROTOCOL_UDP
+    let asked = socket.read().origin;
+    to.port == config.resolver_port && asked.family == FAMILY_V4 && asked.protocol == PROTOCOL_UDP
 }

@@ -11,7 +11,7 @@ use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 
 use crate::connect::loopback_like;
-use crate::maps;
+use crate::maps::{self, Slot};
 use crate::own::{Ends, receives};
 use crate::verdict::{Refusal, Subject, conclude};
 
@@ -58,7 +58,8 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn leave(ctx: &SkBuffContext, subject: &mut Subject) -> Result<(), Refusal> {
     let config = maps::config()?;
-    let socket = maps::SOCKETS.get(sender(ctx)?, refusal::SOCKET_FOREIGN)?;
+    let slot = maps::SOCKETS.get(sender(ctx)?, refusal::SOCKET_FOREIGN)?;
+    let socket = slot.read();
     subject.workload = socket.origin.workload;
     maps::admitted(socket.origin.workload)?;
     let (ends, syn) = parse(ctx)?;
@@ -77,10 +78,10 @@ fn leave(ctx: &SkBuffContext, subject: &mut Subject) -> Result<(), Refusal> {
             return Ok(());
         }
         if ends.protocol == PROTOCOL_UDP && ends.destination_port == config.resolver_port {
-            return remember(socket, &ends);
+            return remember(&socket, &ends);
         }
     }
-    within(ctx, socket, &ends, syn)
+    within(ctx, slot, &ends, syn)
 }
 
 #[inline(always)]
@@ -102,13 +103,14 @@ fn remember(socket: &Socket, ends: &Ends) -> Result<(), Refusal> {
         pad: 0,
     };
     maps::FLOWS
-        .insert(&key, &socket.origin, 0)
+        .insert(key, socket.origin, 0)
         .map_err(|_| Refusal(refusal::MAP_FULL))
 }
 
 /// Traffic between two sockets of one workload. A connection's peer is looked up once; handshakes always.
 #[inline(always)]
-fn within(ctx: &SkBuffContext, socket: &mut Socket, ends: &Ends, syn: bool) -> Result<(), Refusal> {
+fn within(ctx: &SkBuffContext, slot: Slot<Socket>, ends: &Ends, syn: bool) -> Result<(), Refusal> {
+    let socket = slot.read();
     let connected = ends.protocol == PROTOCOL_TCP && !syn;
     if connected
         && socket.peer_port == u32::from(ends.destination_port)
@@ -121,8 +123,7 @@ fn within(ctx: &SkBuffContext, socket: &mut Socket, ends: &Ends, syn: bool) -> R
     }
     // A listener answers many peers with SYN-ACKs and hands its storage down: it must not vouch for any of them.
     if connected {
-        socket.peer = ends.destination;
-        socket.peer_port = u32::from(ends.destination_port);
+        slot.set_peer(ends.destination, u32::from(ends.destination_port));
     }
     Ok(())
 }

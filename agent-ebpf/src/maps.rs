@@ -3,7 +3,7 @@
 //! INVARIANT: nobody outside this file sees a null pointer of a map.
 
 use core::ffi::c_void;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
 use agent_abi::{
     ABI_VERSION, Address, Config, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_LITERALS, MAX_WORKLOADS,
@@ -76,33 +76,64 @@ impl<T, const FLAGS: usize> Storage<T, FLAGS> {
 
     /// The value kept with `sk`, or the refusal that its absence means.
     #[inline(always)]
-    pub fn get(&'static self, sk: *mut c_void, absent: u32) -> Result<&'static mut T, Refusal> {
-        // SAFETY: the verifier checks that `sk` is a socket; the value lives as long as the program runs.
-        let value =
-            unsafe { bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), 0) }.cast::<T>();
-        // SAFETY: non-null values of this map point to a `T`.
-        unsafe { value.as_mut() }.ok_or(Refusal(absent))
+    pub fn get(&'static self, sk: *mut c_void, absent: u32) -> Result<Slot<T>, Refusal> {
+        // SAFETY: the verifier checks that `sk` is a socket.
+        let value = unsafe { bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), 0) };
+        NonNull::new(value.cast()).map(Slot).ok_or(Refusal(absent))
     }
 
     /// The value kept with `sk`, made all-zero if there was none.
     #[inline(always)]
-    pub fn make(&'static self, sk: *mut c_void) -> Result<&'static mut T, Refusal> {
-        // SAFETY: as in `get`; a created value is zeroed by the kernel.
-        let value = unsafe {
-            bpf_sk_storage_get(
-                self.as_ptr(),
-                sk,
-                ptr::null_mut(),
-                u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-            )
-        };
-        // SAFETY: non-null values of this map point to a `T`, for which all-zero bytes are valid.
-        unsafe { value.cast::<T>().as_mut() }.ok_or(Refusal(refusal::MAP_FULL))
+    pub fn make(&'static self, sk: *mut c_void) -> Result<Slot<T>, Refusal> {
+        let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        // SAFETY: as in `get`.
+        let value = unsafe { bpf_sk_storage_get(self.as_ptr(), sk, ptr::null_mut(), create) };
+        NonNull::new(value.cast())
+            .map(Slot)
+            .ok_or(Refusal(refusal::MAP_FULL))
     }
 
     #[inline(always)]
     fn as_ptr(&'static self) -> *mut c_void {
         ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// A value in a socket's storage. Other programs may hold the same one: it is read and written whole, never borrowed.
+#[derive(Clone, Copy)]
+pub struct Slot<T>(NonNull<T>);
+
+impl<T: Copy> Slot<T> {
+    #[inline(always)]
+    pub fn read(self) -> T {
+        // SAFETY: the storage lives as long as the program runs, and any bytes are a value of these types.
+        unsafe { self.0.read() }
+    }
+
+    #[inline(always)]
+    pub fn write(self, value: T) {
+        // SAFETY: as in `read`.
+        unsafe { self.0.write(value) };
+    }
+}
+
+impl Slot<Socket> {
+    /// What the socket last asked for; nothing else is touched.
+    #[inline(always)]
+    pub fn set_origin(self, origin: Origin) {
+        // SAFETY: as in `read`; the place is inside the value.
+        unsafe { (&raw mut (*self.0.as_ptr()).origin).write(origin) };
+    }
+
+    /// The peer that was checked; nothing else is touched.
+    #[inline(always)]
+    pub fn set_peer(self, peer: Address, port: u32) {
+        let socket = self.0.as_ptr();
+        // SAFETY: as in `read`; both places are inside the value.
+        unsafe {
+            (&raw mut (*socket).peer).write(peer);
+            (&raw mut (*socket).peer_port).write(port);
+        }
     }
 }
 
@@ -145,15 +176,15 @@ pub fn admitted(workload: u64) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A socket used by the workload that made it; anything else is foreign.
+/// A socket used by the workload that made it; anything else is foreign. The workload comes with it.
 #[inline(always)]
-pub fn own_socket(config: &Config, sk: *mut bpf_sock) -> Result<&'static mut Socket, Refusal> {
+pub fn own_socket(config: &Config, sk: *mut bpf_sock) -> Result<(Slot<Socket>, u64), Refusal> {
     let workload = current_workload(config)?;
     let socket = SOCKETS.get(sk.cast(), refusal::SOCKET_FOREIGN)?;
-    if socket.origin.workload != workload {
+    if socket.read().origin.workload != workload {
         return Err(Refusal(refusal::SOCKET_FOREIGN));
     }
-    Ok(socket)
+    Ok((socket, workload))
 }
 
 /// Whether some connection names this address literally.

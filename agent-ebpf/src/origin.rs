@@ -43,13 +43,13 @@ pub fn accepted(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn depart(ctx: &SockOpsContext) -> Result<(), Refusal> {
     let sk = socket_of(ctx.ops)?;
-    let socket = SOCKETS.get(sk, refusal::SOCKET_FOREIGN)?;
-    if socket.origin.family == 0 {
+    let origin = SOCKETS.get(sk, refusal::SOCKET_FOREIGN)?.read().origin;
+    if origin.family == 0 {
         return Ok(());
     }
     let key = key(ctx, local(ctx.ops), local_port(ctx.ops));
     FLOWS
-        .insert(&key, &socket.origin, 0)
+        .insert(key, origin, 0)
         .map_err(|_| Refusal(refusal::MAP_FULL))
 }
 
@@ -57,14 +57,13 @@ fn depart(ctx: &SockOpsContext) -> Result<(), Refusal> {
 fn arrive(ctx: &SockOpsContext) -> Result<(), Refusal> {
     let key = key(ctx, remote(ctx.ops), remote_port(ctx.ops));
     // SAFETY: the value is copied before the entry is removed.
-    let Some(origin) = (unsafe { FLOWS.get(&key) }).copied() else {
+    let Some(origin) = (unsafe { FLOWS.get(key) }).copied() else {
         // Not an agent's: the proxy will refuse it. Nothing is remembered.
         return Ok(());
     };
-    let stored = ACCEPTED.make(socket_of(ctx.ops)?)?;
-    *stored = origin;
+    ACCEPTED.make(socket_of(ctx.ops)?)?.write(origin);
     // One flow, one connection: a source port that is used again starts afresh.
-    let _already_gone = FLOWS.remove(&key);
+    let _already_gone = FLOWS.remove(key);
     Ok(())
 }
 

@@ -56,7 +56,7 @@ pub fn receives<C: EbpfContext>(ctx: &C, workload: u64, ends: &Ends) -> bool {
         return false;
     }
     let own = match SOCKETS.get(sk.cast(), refusal::SOCKET_FOREIGN) {
-        Ok(socket) => socket.origin.workload == workload,
+        Ok(socket) => socket.read().origin.workload == workload,
         Err(_) => false,
     };
     // SAFETY: the reference that the lookup took, given back exactly once.

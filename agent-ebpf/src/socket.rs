@@ -50,21 +50,17 @@ fn create(sk: *mut bpf_sock, family: u32, kind: u32, protocol: u32) -> Result<()
     if !exists {
         return Err(Refusal(refusal::FAMILY));
     }
-    let socket = maps::SOCKETS.make(sk.cast())?;
-    *socket = Socket {
+    maps::SOCKETS.make(sk.cast())?.write(Socket {
         // SAFETY: the context of this hook is what the helper wants.
         netns: unsafe { bpf_get_netns_cookie(sk.cast()) },
         origin: Origin {
             workload,
-            addr: [0; 4],
-            port: 0,
-            family: 0,
-            protocol: 0,
+            ..Origin::NONE
         },
         peer: [0; 4],
         peer_port: 0,
         pad: 0,
-    };
+    });
     Ok(())
 }
 

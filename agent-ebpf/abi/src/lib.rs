@@ -69,6 +69,17 @@ pub struct Origin {
     pub protocol: u32,
 }
 
+impl Origin {
+    /// No origin; all-zero.
+    pub const NONE: Self = Self {
+        workload: 0,
+        addr: [0; 4],
+        port: 0,
+        family: 0,
+        protocol: 0,
+    };
+}
+
 /// Names one flow by its source: what the proxy sees as the peer of a connection or datagram.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

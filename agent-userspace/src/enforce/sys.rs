@@ -49,9 +49,8 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     attr.info.info = (&raw mut info) as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     // SAFETY: plain integers, zero where the kernel wrote none.
-    Ok(LinkInfo {
-        cgroup: unsafe { info.__bindgen_anon_1.cgroup.cgroup_id },
-    })
+    let cgroup = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
+    Ok(LinkInfo { cgroup })
 }
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
