@@ -47,7 +47,7 @@ fn text(output: Output, report: &StatusReport) -> String {
             .reload
             .errors
             .first()
-            .map(|error| clean_line(error))
+            .map(|error| clean_line(error.lines().next().unwrap_or(error)))
             .unwrap_or_default();
         output.tone(
             Tone::Bad,
