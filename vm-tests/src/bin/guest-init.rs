@@ -111,7 +111,7 @@ fn run_one(test: &Path, filter: Option<&str>) -> io::Result<bool> {
     println!("GUEST running {name}");
     let mut command = Command::new(test);
     command
-        .args(["--test-threads=1", "--color=never"])
+        .args(["--test-threads=2", "--color=never"])
         .args(filter)
         .env("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
         .env("HOME", "/tmp")

@@ -2,12 +2,14 @@
 //! Invariant: the tampered export differs from the good one in exactly one byte.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::stage::{AGENT, GITHUB_TOKEN, SLACK_TOKEN, STRIPE_KEY};
 use super::{Stage, Transcript};
+use crate::instance::PATIENCE;
 
 /// Tells the chapter.
 pub(super) fn run(stage: &Stage, told: &mut Transcript) {
@@ -158,14 +160,27 @@ pub(super) fn numbers(stage: &Stage, told: &mut Transcript) {
     told.line(
         "and the kernel's own refusals are counted there too, by kind",
         || {
-            let text = stage.instance.metrics()?;
-            let lines: Vec<&str> = samples(&text, "sluice_kernel_refusals", &[])
-                .filter(|line| !line.ends_with(" 0"))
-                .collect();
-            if lines.is_empty() {
-                bail!("no kernel refusal is counted");
+            // The daemon reads the kernel's counters every few seconds.
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let text = stage.instance.metrics()?;
+                let lines: Vec<&str> = samples(&text, "sluice_kernel_refusals", &[]).collect();
+                let all = |kind| {
+                    lines
+                        .iter()
+                        .any(|line| line.contains(kind) && !line.ends_with(" 0"))
+                };
+                if ["\"datagram\"", "\"destination_unknown\""]
+                    .into_iter()
+                    .all(all)
+                {
+                    return Ok(lines.join("\n"));
+                }
+                if Instant::now() > deadline {
+                    bail!("not both are counted:\n{}", lines.join("\n"));
+                }
+                std::thread::sleep(Duration::from_millis(200));
             }
-            Ok(lines.join("\n"))
         },
     );
 }
@@ -180,7 +195,11 @@ fn metrics(stage: &Stage, wanted: &[Number]) -> Result<String> {
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum();
         if found.is_empty() || sum != *number {
-            bail!("{family} {labels:?} is {sum}, not {number}: {found:?}");
+            let all: Vec<&str> = samples(&text, family, &[]).collect();
+            bail!(
+                "{family} {labels:?} is {sum}, not {number}:\n{}",
+                all.join("\n")
+            );
         }
         lines.extend(found);
     }
