@@ -13,19 +13,20 @@ use std::time::{Duration, Instant};
 use agent_userspace::enforce::launch::{self, Account, Launch, LaunchError};
 
 /// Not a real certificate; the launcher only copies it.
-pub const ROOT: &str = "-----BEGIN CERTIFICATE-----\nU0xVSUNFIFRFU1Q=\n-----END CERTIFICATE-----\n";
+pub(crate) const ROOT: &str =
+    "-----BEGIN CERTIFICATE-----\nU0xVSUNFIFRFU1Q=\n-----END CERTIFICATE-----\n";
 
 /// A forked launcher must not inherit the launcher's lock from another test's thread.
 static ONE_TEST_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-pub struct Bench {
+pub(crate) struct Bench {
     _turn: MutexGuard<'static, ()>,
-    pub dir: tempfile::TempDir,
-    pub cgroup: PathBuf,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) cgroup: PathBuf,
 }
 
 impl Bench {
-    pub fn new() -> Bench {
+    pub(crate) fn new() -> Bench {
         let turn = ONE_TEST_AT_A_TIME
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -47,12 +48,12 @@ impl Bench {
         }
     }
 
-    pub fn path(&self, below: &str) -> PathBuf {
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join(below)
     }
 
     /// A launch of this command, in the directory `work`.
-    pub fn launch(&self, command: &[&str]) -> Launch {
+    pub(crate) fn launch(&self, command: &[&str]) -> Launch {
         Launch {
             command: command.iter().map(Into::into).collect(),
             environment: std::env::vars_os().collect(),
@@ -68,7 +69,7 @@ impl Bench {
     }
 
     /// A launch of a shell script whose output goes to the file `out`.
-    pub fn script(&self, script: &str) -> Launch {
+    pub(crate) fn script(&self, script: &str) -> Launch {
         let _ = fs::remove_file(self.path("work/out"));
         self.launch(&[
             "/bin/sh",
@@ -78,25 +79,25 @@ impl Bench {
     }
 
     /// Runs a script as a workload: its exit code and its output.
-    pub fn inside(&self, script: &str) -> (u8, String) {
+    pub(crate) fn inside(&self, script: &str) -> (u8, String) {
         let code = run(self.script(script)).unwrap();
         (code, self.out())
     }
 
     /// Runs a script as a workload of another user.
-    pub fn inside_as(&self, user: &str, script: &str) -> (u8, String) {
+    pub(crate) fn inside_as(&self, user: &str, script: &str) -> (u8, String) {
         let mut launch = self.script(script);
         launch.account = Some(Account::find(user).unwrap());
         let code = run(launch).unwrap();
         (code, self.out())
     }
 
-    pub fn out(&self) -> String {
+    pub(crate) fn out(&self) -> String {
         fs::read_to_string(self.path("work/out")).unwrap_or_default()
     }
 
     /// Waits until the output satisfies a condition.
-    pub fn wait_for(&self, what: &str, condition: impl Fn(&str) -> bool) {
+    pub(crate) fn wait_for(&self, what: &str, condition: impl Fn(&str) -> bool) {
         wait_until(what, || condition(&self.out()));
     }
 }
@@ -112,12 +113,12 @@ impl Drop for Bench {
     }
 }
 
-pub fn run(launch: Launch) -> Result<u8, LaunchError> {
+pub(crate) fn run(launch: Launch) -> Result<u8, LaunchError> {
     launch::start(launch)?.wait()
 }
 
 /// The positive control: the same script, outside.
-pub fn outside(script: &str) -> (i32, String) {
+pub(crate) fn outside(script: &str) -> (i32, String) {
     let output = Command::new("/bin/sh")
         .args(["-c", script])
         .output()
@@ -129,7 +130,7 @@ pub fn outside(script: &str) -> (i32, String) {
     )
 }
 
-pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
@@ -138,7 +139,7 @@ pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// Where cgroup v2 is mounted.
-pub fn cgroup2() -> PathBuf {
+pub(crate) fn cgroup2() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let mount = mounts
         .lines()
