@@ -137,20 +137,16 @@ impl Proxy {
         for socket in listeners.dns_udp.into_iter().filter_map(udp_socket) {
             tasks.spawn(resolver::udp(self.clone(), socket, stop.clone()));
         }
-        let (this, ended) = (self.clone(), helpers.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = ended.cancelled() => {}
-                () = this.0.approvals.sweep() => {}
-            }
-        });
-        let (this, ended) = (self.clone(), helpers.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = ended.cancelled() => {}
-                () = this.0.upstream.sweep(this.settings().limits.idle) => {}
-            }
-        });
+        let sweeping = {
+            let (this, ended, idle) = (self.clone(), helpers.clone(), settings.limits.idle);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = ended.cancelled() => {}
+                    () = this.0.approvals.sweep() => {}
+                    () = this.0.upstream.sweep(idle) => {}
+                }
+            })
+        };
         stop.cancelled().await;
         tasks.close();
         if tokio::time::timeout(settings.limits.drain, tasks.wait())
@@ -165,6 +161,10 @@ impl Proxy {
             tasks.wait().await;
         }
         helpers.cancel();
+        // What it holds (the ledger among it) is let go before this returns.
+        if let Err(error) = sweeping.await {
+            tracing::error!(%error, "the sweeper failed");
+        }
     }
 
     /// Puts another bundle in force; requests that are being decided finish under the one they began with.

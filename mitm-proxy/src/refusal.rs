@@ -104,7 +104,8 @@ impl Refusal {
             approval: approval.map(|id| id.to_string()),
         };
         // A struct of strings and numbers always serialises; were it not so, the status still says no.
-        let body = serde_json::to_vec_pretty(&problem).unwrap_or_default();
+        let mut body = serde_json::to_vec_pretty(&problem).unwrap_or_default();
+        body.push(b'\n');
         let mut response = Response::new(ResponseBody::whole(Bytes::from(body)));
         *response.status_mut() = status;
         let headers = response.headers_mut();

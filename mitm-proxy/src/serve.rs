@@ -9,7 +9,7 @@ use audit::{IntentFacts, Outcome, Recorded, RefusalFacts, WorkloadFacts};
 use http::header::HOST;
 use http::{Response, Version};
 use hyper::body::Incoming;
-use policies::{Call, Decision, Digest, Facts, Held};
+use policies::{Call, Decision, Digest, Facts, Grant, Held};
 use vault::Armed;
 
 use crate::accept::Connection;
@@ -36,18 +36,15 @@ impl Proxy {
         let mut request = Request::parse(incoming, connection)?;
         let call =
             capability::map(&self.bundle(), connection, &mut request, &settings.limits).await?;
-        let decision = self.decide(call, connection);
+        let decision = self.decide(call, None, connection);
         let patience = Patience {
             settings: &settings,
             meter: self.meter(),
         };
-        let again = |held: Held, grant| {
-            self.bundle()
-                .decide(held.into_call(), &self.facts(connection), Some(grant))
-        };
+        let again = |held: Held, grant| self.decide(held.into_call(), Some(grant), connection);
         let permit = self
             .approvals()
-            .settle(decision, &mut request.body, patience, again)
+            .settle(decision, &mut request, patience, again)
             .await?;
         let recorded = self
             .ledger()
@@ -96,12 +93,12 @@ impl Proxy {
         refusal.response(notes.version)
     }
 
-    /// Decides without an approval, and counts the decision.
-    fn decide(&self, call: Call, connection: &Connection) -> Decision {
+    /// Decides under the bundle of this moment, and counts the decision; a released call is decided anew with its grant.
+    fn decide(&self, call: Call, grant: Option<Grant>, connection: &Connection) -> Decision {
         let started = Instant::now();
         let connector = call.connector().clone();
         let capability = call.capability().clone();
-        let decision = self.bundle().decide(call, &self.facts(connection), None);
+        let decision = self.bundle().decide(call, &self.facts(connection), grant);
         self.meter().stage(Stage::Decision, started.elapsed());
         self.meter().call(&CallMeasure {
             agent: &connection.workload.agent,

@@ -125,6 +125,49 @@ async fn an_unanswered_call_is_refused_with_the_approvals_id_and_goes_through_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_approval_holds_for_the_very_request_that_was_shown() {
+    let world = World::start().await;
+    let mut client = world.http1(HOST).await;
+    let refund = ("POST", "/v1/refunds", "amount=12000&note=a");
+    assert_eq!(
+        client.call(refund.0, refund.1, refund.2).await.reason(),
+        "approval_required"
+    );
+    let id = world.pending().await;
+    world.answer(&id, Verdict::Approve).await;
+    // What no param captures is bound as well: the query, and the rest of the body.
+    for (path, body) in [
+        ("/v1/refunds?on_behalf_of=acct_2", "amount=12000&note=a"),
+        ("/v1/refunds?", "amount=12000&note=a"),
+        ("/v1/refunds", "amount=12000&note=b"),
+        ("/v1/refunds", "note=a&amount=12000"),
+    ] {
+        let answer = client.call("POST", path, body).await;
+        assert_eq!(answer.reason(), "approval_required", "{path} {body}");
+        assert_ne!(
+            answer.problem()["approval"],
+            id.to_string(),
+            "{path} {body}"
+        );
+    }
+    assert!(world.upstream.seen().is_empty());
+    // Positive control: the request as it was shown.
+    assert_eq!(client.call(refund.0, refund.1, refund.2).await.status, 200);
+    let counted = world.counts.calls.lock().unwrap().clone();
+    let of = |decision| {
+        counted
+            .iter()
+            .filter(|(_, counted)| *counted == decision)
+            .count()
+    };
+    assert_eq!(
+        (of("hold"), of("allow")),
+        (6, 1),
+        "a release is a decision of its own"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_two_equal_calls_that_wait_one_approval_lets_one_go() {
     let world = World::planned(Plan {
         hold: Duration::from_millis(1500),

@@ -11,10 +11,10 @@ use policies::{
 use tokio::sync::watch;
 
 use super::{Approvals, Found};
-use crate::body::Body;
 use crate::clock;
 use crate::meter::{Meter, Stage};
 use crate::refusal::Refusal;
+use crate::request::Request;
 use crate::settings::Settings;
 
 /// How long a held call may wait, and what it may read.
@@ -32,7 +32,7 @@ impl Approvals {
     pub(crate) async fn settle(
         &self,
         decision: Decision,
-        body: &mut Body,
+        request: &mut Request,
         patience: Patience<'_>,
         again: impl Fn(Held, Grant) -> Decision,
     ) -> Result<Permit, Refusal> {
@@ -45,7 +45,7 @@ impl Approvals {
                 Decision::Deny(denied) => return Err(denied.into()),
                 Decision::Hold(held) => held,
             };
-            let digest = Digest::of(&body.read_whole(limits.body_bytes, limits.body).await?);
+            let digest = request.bound_digest(limits).await?;
             let left = patience.settings.hold.saturating_sub(started.elapsed());
             let waited = self
                 .wait(&held, &digest, limits.pending_approvals, left)

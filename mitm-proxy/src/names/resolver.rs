@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use policies::{Host, Reason};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -189,13 +189,13 @@ impl Proxy {
             return Settled::Refused(Reason::OriginUnknown, detail);
         };
         let agent = &workload.agent;
-        let text = question.name().to_ascii();
+        let text = spoken(question.name());
         let not_allowed = || {
             let detail =
                 format!("No connection of {agent} allows the name {text}; ask for one that does.");
             Settled::Refused(Reason::NameNotAllowed, detail)
         };
-        let Ok(host) = Host::parse(text.trim_end_matches('.')) else {
+        let Ok(host) = Host::parse(&text) else {
             return not_allowed();
         };
         let bundle = self.bundle();
@@ -241,7 +241,7 @@ impl Proxy {
         let agent = workload.map(|workload| &workload.agent);
         self.meter()
             .refused(agent.map(|agent| &agent.tenant), agent, reason);
-        let name = question.name().to_ascii().to_ascii_lowercase();
+        let name = spoken(question.name());
         // Keyed by agent and not by name: names can be invented, one for each record that one wants to cause.
         let Some(left_out) = self
             .damper()
@@ -252,6 +252,15 @@ impl Proxy {
         };
         self.record_refusal(workload, reason, name, detail, left_out)
             .await;
+    }
+}
+
+/// A name as people write it: lower case, without the final dot (but for the root).
+fn spoken(name: &Name) -> String {
+    let text = name.to_ascii().to_ascii_lowercase();
+    match text.strip_suffix('.') {
+        Some(name) if !name.is_empty() => name.to_owned(),
+        _ => text,
     }
 }
 

@@ -150,7 +150,7 @@ impl World {
     }
 
     async fn assemble(plan: Plan, upstream: Upstream, directory: tempfile::TempDir) -> Self {
-        let ledger = Ledger::open(&directory.path().join("audit"), Options::default()).unwrap();
+        let ledger = open_ledger(directory.path()).await;
         let vault = Arc::new(open_vault(directory.path()));
         let workloads = Arc::new(Workloads::new());
         for (id, agent) in [(WORKLOAD, "acme/support"), (OTHER_WORKLOAD, "acme/other")] {
@@ -315,6 +315,18 @@ pub fn now() -> Timestamp {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
     Timestamp::from_millis(since.as_millis().try_into().unwrap())
+}
+
+/// A stream of the old proxy may hold the ledger for a moment longer; a new daemon would be a new process.
+async fn open_ledger(directory: &std::path::Path) -> Ledger {
+    let mut tries = 0;
+    loop {
+        match Ledger::open(&directory.join("audit"), Options::default()) {
+            Err(audit::OpenError::Locked { .. }) if tries < 100 => tries += 1,
+            opened => return opened.unwrap(),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn open_vault(directory: &std::path::Path) -> Vault {
