@@ -3,6 +3,13 @@
 //! INVARIANT: each property has a positive control: the same act without governance is first seen to succeed.
 
 #![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test helper that cannot go on fails its test"
+)]
+#![allow(
     dead_code,
     reason = "the modules below serve two test programs; each uses its part"
 )]

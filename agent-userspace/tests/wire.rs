@@ -3,6 +3,13 @@
 //! INVARIANT: the detector is first seen to catch the same trick by a process that is not governed.
 
 #![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test helper that cannot go on fails its test"
+)]
+#![allow(
     dead_code,
     reason = "the modules below serve two test programs; each uses its part"
 )]
