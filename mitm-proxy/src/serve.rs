@@ -9,7 +9,7 @@ use audit::{IntentFacts, Outcome, Recorded, RefusalFacts, WorkloadFacts};
 use http::header::HOST;
 use http::{Response, Version};
 use hyper::body::Incoming;
-use policies::{Call, Decision, Digest, Facts, Grant, Held};
+use policies::{Call, Decision, Digest, Facts, Grant, Held, Permit};
 use vault::Armed;
 
 use crate::accept::Connection;
@@ -19,6 +19,7 @@ use crate::meter::{CallMeasure, Decided, Stage};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::response::ResponseBody;
+use crate::settings::Settings;
 use crate::upstream::Departure;
 use crate::workload::Workload;
 use crate::{Proxy, capability, clock};
@@ -34,17 +35,10 @@ impl Proxy {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let settings = self.settings();
         let mut request = Request::parse(incoming, connection)?;
-        let call =
-            capability::map(&self.bundle(), connection, &mut request, &settings.limits).await?;
+        let call = self.map(connection, &mut request, &settings).await?;
         let decision = self.decide(call, None, connection);
-        let patience = Patience {
-            settings: &settings,
-            meter: self.meter(),
-        };
-        let again = |held: Held, grant| self.decide(held.into_call(), Some(grant), connection);
         let permit = self
-            .approvals()
-            .settle(decision, &mut request, patience, again)
+            .settle(decision, connection, &mut request, &settings)
             .await?;
         let recorded = self
             .ledger()
@@ -91,6 +85,34 @@ impl Proxy {
         self.meter().stage(Stage::Whole, notes.started.elapsed());
         tracing::debug!(%agent, reason = %refusal.reason, detail = %refusal.detail, "refused");
         refusal.response(notes.version)
+    }
+
+    /// Which capability this is, under the bundle of this moment.
+    async fn map(
+        &self,
+        connection: &Connection,
+        request: &mut Request,
+        settings: &Settings,
+    ) -> Result<Call, Refusal> {
+        capability::map(&self.bundle(), connection, request, &settings.limits).await
+    }
+
+    /// Allow passes, deny refuses, hold waits for a person, and what was released is decided again.
+    async fn settle(
+        &self,
+        decision: Decision,
+        connection: &Connection,
+        request: &mut Request,
+        settings: &Settings,
+    ) -> Result<Permit, Refusal> {
+        let patience = Patience {
+            settings,
+            meter: self.meter(),
+        };
+        let again = |held: Held, grant| self.decide(held.into_call(), Some(grant), connection);
+        self.approvals()
+            .settle(decision, request, patience, again)
+            .await
     }
 
     /// Decides under the bundle of this moment, and counts the decision; a released call is decided anew with its grant.
