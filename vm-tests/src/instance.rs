@@ -213,18 +213,26 @@ impl Instance {
         );
     }
 
-    /// `kill -9`, and gone when this returns.
+    /// `kill -9` of the daemon's first process. Returns when its child, the proxy process, has followed it, and says how long that took.
     ///
     /// # Errors
-    /// If there was no daemon.
-    pub fn kill(&mut self) -> Result<()> {
+    /// If there was no daemon, or the proxy process outlives it.
+    pub fn kill(&mut self) -> Result<Duration> {
         let mut child = self.daemon.take().context("no daemon to kill")?;
+        let children = children(child.id());
         child.kill()?;
         let status = child.wait()?;
         if status.signal() != Some(9) {
             bail!("the daemon had ended before the kill, with {status}");
         }
-        Ok(())
+        let killed = Instant::now();
+        while children.iter().any(|pid| lives(pid)) {
+            if killed.elapsed() > PATIENCE {
+                bail!("the proxy process outlives the daemon: {children:?}");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(killed.elapsed())
     }
 
     /// Sends SIGHUP.
@@ -351,6 +359,31 @@ pub fn sluice_binary() -> PathBuf {
 /// If there is none.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The processes that any thread of this one has started.
+pub(crate) fn children(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|pids| {
+            pids.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Whether a process still runs; one that only waits to be reaped does not.
+fn lives(pid: &str) -> bool {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().next());
+    state.is_some_and(|state| !matches!(state, "X" | "Z"))
 }
 
 fn signal(pid: u32, signal: rustix::process::Signal) -> Result<()> {

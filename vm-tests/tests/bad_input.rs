@@ -122,6 +122,27 @@ fn a_policy_with_a_misspelt_capability_changes_nothing() {
 }
 
 #[test]
+fn a_connector_with_an_overlapping_path_changes_nothing() {
+    let capability = |name: &str, path: &str| {
+        format!(
+            "\n[[capability]]\nname = \"{name}\"\nrisk = \"read\"\nmatch = {{ method = \"GET\", path = \"{path}\" }}\n\
+             examples.hit = [{{ method = \"GET\", path = \"/v1/things/1\" }}]\n"
+        )
+    };
+    let text = format!(
+        "schema = 1\nid = \"things\"\ndocs = \"https://things.example/api\"\nhosts = [\"things.example\"]\n[auth]\nkind = \"bearer\"\n{}{}",
+        capability("things.read", "/v1/things/{thing}"),
+        capability("items.read", "/v1/things/{item}"),
+    );
+    refused_file(
+        "connectors.d/things.toml",
+        &text,
+        15,
+        &["items.read", "things.read"],
+    );
+}
+
+#[test]
 fn a_vault_that_cannot_be_decrypted_keeps_the_daemon_from_starting() {
     let mut stage = stage();
     let count = arrived(&stage);

@@ -16,6 +16,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::demo::Stage;
 use crate::demo::stage::AGENT;
+use crate::instance::children;
 use crate::leftovers;
 use crate::output;
 use load::{Measured, Mode};
@@ -149,15 +150,8 @@ fn on_cpu(cpu: usize) -> Result<()> {
 /// What a process and its descendants have used so far.
 fn cpu_time(pid: u32) -> Result<Duration> {
     let mut total = own_cpu_time(pid)?;
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    for task in tasks {
-        let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for child in children.split_whitespace() {
-            total += cpu_time(child.parse()?).unwrap_or_default();
-        }
+    for child in children(pid) {
+        total += cpu_time(child.parse()?).unwrap_or_default();
     }
     Ok(total)
 }

@@ -164,15 +164,13 @@ pub(super) fn numbers(stage: &Stage, told: &mut Transcript) {
             let deadline = Instant::now() + PATIENCE;
             loop {
                 let text = stage.instance.metrics()?;
-                let lines: Vec<&str> = samples(&text, "sluice_kernel_refusals", &[]).collect();
-                let all = |kind| {
-                    lines
-                        .iter()
-                        .any(|line| line.contains(kind) && !line.ends_with(" 0"))
-                };
+                let lines: Vec<&str> = samples(&text, "sluice_kernel_refusals", &[])
+                    .filter(|line| !line.ends_with(" 0"))
+                    .collect();
+                let counted = |kind| lines.iter().any(|line| line.contains(kind));
                 if ["\"datagram\"", "\"destination_unknown\""]
                     .into_iter()
-                    .all(all)
+                    .all(counted)
                 {
                     return Ok(lines.join("\n"));
                 }

@@ -61,7 +61,7 @@ pub(super) fn run(stage: &mut Stage, told: &mut Transcript, venv: &Path) {
     told.line(
         "kill -9 of the daemon: the agent's next connect is refused at once, by the kernel",
         || {
-            stage.instance.kill()?;
+            let followed = stage.instance.kill()?;
             fs::write(home.join("killed"), "")?;
             let said = wait_for(&home, "during")?;
             let refused =
@@ -74,7 +74,10 @@ pub(super) fn run(stage: &mut Stage, told: &mut Transcript, venv: &Path) {
             if !refused || took > 500 {
                 bail!("the agent was told {said}");
             }
-            Ok(said)
+            Ok(format!(
+                "{said}; the proxy process had followed the daemon within {} ms",
+                followed.as_millis()
+            ))
         },
     );
     told.line(
