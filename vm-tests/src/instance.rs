@@ -377,13 +377,20 @@ pub(crate) fn children(pid: u32) -> Vec<String> {
         .collect()
 }
 
-/// Whether a process still runs; one that only waits to be reaped does not.
+/// Whether a thread of a process still runs, and so keeps its sockets open; one that only waits to be reaped does not.
 fn lives(pid: &str) -> bool {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
-    let state = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().next());
-    state.is_some_and(|state| !matches!(state, "X" | "Z"))
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("stat")).ok())
+        .any(|stat| {
+            let state = stat
+                .rsplit_once(')')
+                .and_then(|(_, rest)| rest.split_whitespace().next());
+            state.is_some_and(|state| !matches!(state, "X" | "Z"))
+        })
 }
 
 fn signal(pid: u32, signal: rustix::process::Signal) -> Result<()> {
