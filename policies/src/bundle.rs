@@ -106,6 +106,7 @@ impl Bundle {
         };
         let notices = [
             connector_notices.clone(),
+            catalogue.notices(),
             replaced,
             engine.notices().to_vec(),
         ]
@@ -128,7 +129,7 @@ impl Bundle {
     }
 
     /// What is not wrong but worth knowing: shipped connectors and policies that the operator's files replace,
-    /// and policies that name an agent, tenant or connection which does not exist here.
+    /// connections that lack the credential their connector needs, and policies that name an agent, tenant or connection which does not exist here.
     pub fn notices(&self) -> &[Diagnostic] {
         &self.notices
     }

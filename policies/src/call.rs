@@ -258,7 +258,7 @@ impl Call {
         self.credential.clone()
     }
 
-    /// Where the credential goes; [`Auth::None`] where there is none.
+    /// Where the credential goes; [`Auth::None`] where the connector needs none.
     pub fn auth(&self) -> &Auth {
         &self.auth
     }

@@ -81,6 +81,26 @@ impl Catalogue {
         self.connectors.get(id).map(AsRef::as_ref)
     }
 
+    /// Connections without a credential whose connector wants one: every call of theirs is refused.
+    pub(crate) fn notices(&self) -> Vec<Diagnostic> {
+        let connections = self.agents.values().flat_map(|bound| &bound.connections);
+        connections
+            .filter(|bound| bound.connection.credential().is_none())
+            .filter(|bound| bound.hosts_auth().any(|auth| *auth != Auth::None))
+            .map(|bound| {
+                let message = format!(
+                    "`{}` needs a credential and this connection names none: its calls will be refused",
+                    bound.connector.id()
+                );
+                bound
+                    .connection
+                    .place()
+                    .diagnostic(message)
+                    .hint("for example credential = \"NAME\", filled by `sluice vault put TENANT/NAME`")
+            })
+            .collect()
+    }
+
     /// Whether some connection of the agent names this host, on any port.
     pub fn resolves(&self, agent: &AgentId, host: &Host) -> bool {
         self.patterns(agent).any(|pattern| pattern.names(host))
@@ -329,11 +349,7 @@ impl BoundConnection {
             capability: capability.id().clone(),
             risks: capability.risks().to_vec(),
             params: mapped.params,
-            auth: if credential.is_some() {
-                auth.clone()
-            } else {
-                Auth::None
-            },
+            auth: auth.clone(),
             credential,
             strip: self.strip.clone(),
             endpoint: at.clone(),

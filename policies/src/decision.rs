@@ -9,7 +9,7 @@ use crate::approval::{self, Grant};
 use crate::bundle::Bundle;
 use crate::cedar::Outcome;
 use crate::{
-    Agent, ApprovalId, Auth, Call, CredentialId, Digest, Group, PolicyId, PolicyVersion, Reason,
+    Agent, ApprovalId, Call, CredentialId, Digest, Group, PolicyId, PolicyVersion, Reason,
     Timestamp,
 };
 
@@ -290,12 +290,9 @@ fn offers(bundle: &Bundle, agent: &Agent, call: &Call) -> bool {
     } else {
         connection.hosts()
     };
-    let auth = match &credential {
-        Some(_) => connection
-            .auth()
-            .unwrap_or_else(|| connector.auth_at(call.endpoint())),
-        None => &Auth::None,
-    };
+    let auth = connection
+        .auth()
+        .unwrap_or_else(|| connector.auth_at(call.endpoint()));
     let name = &call.capability().name;
     let limited = connection.capabilities();
     agent.owner() == call.owner()

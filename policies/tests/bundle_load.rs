@@ -327,3 +327,26 @@ fn the_shipped_policies_load_alone() {
     assert!(bundle.notices().is_empty());
     assert!(bundle.connectors().count() >= 7);
 }
+
+#[test]
+fn a_connection_without_the_credential_it_needs_is_noticed() {
+    let agent = |credential: &str| {
+        let text = format!(
+            "tenant = \"acme\"\nname = \"support\"\nowner = \"olga\"\nstage = \"write\"\n\
+             [[connections]]\nname = \"stripe\"\nconnector = \"stripe\"\n{credential}"
+        );
+        Bundle::load(&Sources {
+            agents: vec![source("agents.d/support.toml", &text)],
+            ..Sources::default()
+        })
+        .unwrap()
+    };
+    let without = agent("");
+    let notices: Vec<String> = without.notices().iter().map(ToString::to_string).collect();
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert!(
+        notices[0].starts_with("agents.d/support.toml:6:8: `stripe` needs a credential"),
+        "{notices:?}"
+    );
+    assert!(agent("credential = \"stripe-live\"\n").notices().is_empty());
+}

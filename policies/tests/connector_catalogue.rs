@@ -119,10 +119,10 @@ fn every_shipped_connector_strips_the_place_of_its_credential() {
 }
 
 #[test]
-fn a_connection_without_credential_lends_none_and_strips_all_the_same() {
+fn a_connection_without_credential_still_says_where_one_belongs_and_strips_that_place() {
     let catalogue = build(&connection("gh", "github", "hosts = [\"api.github.com\"]")).unwrap();
     let call = call(&catalogue, "api.github.com:443", "GET", "/rate_limit", b"").unwrap();
-    assert_eq!((call.credential(), call.auth()), (None, &Auth::None));
+    assert_eq!((call.credential(), call.auth()), (None, &Auth::Bearer));
     assert!(
         call.strip()
             .contains(&Strip::Header("authorization".into()))
