@@ -137,9 +137,9 @@ fn measured(command: &mut Command, milliseconds: u64) -> Result<Measured> {
     serde_json::from_value(output.json()?).context("the load generator's numbers")
 }
 
-/// This process, and what it starts from now on, runs on that CPU; where there is only one, anywhere.
+/// This thread, and what it starts from now on, runs on that CPU; where there is only one, anywhere.
 fn on_cpu(cpu: usize) -> Result<()> {
-    if std::thread::available_parallelism()?.get() < 2 && cpu > 0 {
+    if cpu >= report::cpus()? {
         return Ok(());
     }
     let mut set = CpuSet::new();

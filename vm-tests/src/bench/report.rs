@@ -165,10 +165,19 @@ impl Report {
     }
 }
 
+/// How many CPUs the machine has, whatever this process may use.
+pub(super) fn cpus() -> Result<usize> {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
+    Ok(cpus
+        .lines()
+        .filter(|line| line.starts_with("processor"))
+        .count())
+}
+
 /// CPU, count, memory and kernel: what a number means nothing without.
 fn machine() -> Result<String> {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpus
+    let info = std::fs::read_to_string("/proc/cpuinfo")?;
+    let model = info
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map(|(_, name)| name.trim());
@@ -186,7 +195,7 @@ fn machine() -> Result<String> {
     Ok(format!(
         "{}, {} CPUs, {} GiB, Linux {}",
         model.unwrap_or("unknown CPU"),
-        std::thread::available_parallelism()?,
+        cpus()?,
         kib / 1024 / 1024,
         std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
     ))
