@@ -149,6 +149,7 @@ impl Catalogue {
         let mut found: Option<Call> = None;
         let mut unmapped: Option<Refused> = None;
         for connection in connections {
+            request.refuse_beside(&connection.strip)?;
             match connection
                 .connector
                 .map(at, &mut request)

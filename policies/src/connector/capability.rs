@@ -132,11 +132,10 @@ impl Capability {
                 self.id
             )));
         }
-        let named = request.body_names();
         let credential = self
             .refuse_fields
             .iter()
-            .find(|field| named.iter().any(|name| name.eq_ignore_ascii_case(field)));
+            .find(|field| request.body_mentions(field));
         match credential {
             Some(field) => Err(Refused::ambiguous(format!(
                 "the body carries its own credential in `{field}`; leave it out, Sluice adds the connection's"

@@ -2,6 +2,7 @@
 //! Servers differ on repeated names, case, brackets and odd separators; where they could differ, the request is ambiguous.
 //! INVARIANT: a field that is found was sent once, and nothing else in the same place could be taken for it.
 
+use super::alike;
 use crate::Refused;
 
 /// The decoded fields of one query string or form body, in order.
@@ -35,7 +36,7 @@ impl Fields {
             })?;
             if name.is_empty()
                 || name.trim() != name
-                || name.chars().any(char::is_control)
+                || name.chars().any(|c| c.is_control() || c == '\u{feff}')
                 || value.contains('\0')
             {
                 return Err(Refused::ambiguous(format!(
@@ -58,7 +59,7 @@ impl Fields {
                         self.what
                     )));
                 }
-            } else if could_be(given, name) {
+            } else if alike::field(given, name) {
                 return Err(self.confused(given, name));
             }
         }
@@ -76,8 +77,8 @@ impl Fields {
             let this = match index {
                 _ if given == name => ListStyle::Repeated,
                 Some("") => ListStyle::Brackets,
-                Some(digits) if digits.parse() == Ok(values.len()) => ListStyle::Indexed,
-                _ if could_be(given, name) => return Err(self.confused(given, name)),
+                Some(digits) if digits == values.len().to_string() => ListStyle::Indexed,
+                _ if alike::field(given, name) => return Err(self.confused(given, name)),
                 _ => continue,
             };
             if style.replace(this).is_some_and(|earlier| earlier != this) {
@@ -91,11 +92,17 @@ impl Fields {
         Ok(style.map(|_| values))
     }
 
+    /// A field that a server could take for `name` and that is not spelt so, whatever its case.
+    pub(crate) fn beside(&self, name: &str) -> Option<&str> {
+        let mut names = self.pairs.iter().map(|(given, _)| given.as_str());
+        names.find(|given| !given.eq_ignore_ascii_case(name) && alike::field(given, name))
+    }
+
     /// Whether a field is present in any spelling that a server could take for it.
     pub(crate) fn mentions(&self, name: &str) -> bool {
         self.pairs
             .iter()
-            .any(|(given, _)| given == name || could_be(given, name))
+            .any(|(given, _)| given == name || alike::field(given, name))
     }
 
     /// The names, each up to its first bracket.
@@ -116,17 +123,6 @@ enum ListStyle {
     Repeated,
     Brackets,
     Indexed,
-}
-
-/// Whether some server reads the field `given` as `name`: other case, PHP's `.` and space for `_`, an array or object of it.
-fn could_be(given: &str, name: &str) -> bool {
-    let plain = |text: &str| text.to_ascii_lowercase().replace(['.', ' ', '-'], "_");
-    if given == name {
-        return false;
-    }
-    plain(given) == plain(name)
-        || plain(&given.replace('[', "_")) == plain(name)
-        || (!name.contains('[') && plain(base(given)) == plain(name))
 }
 
 fn base(name: &str) -> &str {
@@ -188,6 +184,7 @@ mod tests {
             "a=%00",
             "a=b c",
             "a#b",
+            "%EF%BB%BFamount=1",
         ] {
             assert_eq!(
                 fields(raw).unwrap_err().reason,
@@ -202,6 +199,10 @@ mod tests {
             "amount[]=1",
             "amount[x]=1",
             "amount=1&%61mount=2",
+            "amount]=1",
+            "[amount]=1",
+            "amount=1&%5Damount=2",
+            "amount.x=1",
         ] {
             assert!(fields(raw).unwrap().one("amount").is_err(), "{raw}");
         }
@@ -216,6 +217,8 @@ mod tests {
         for raw in [
             "to=a&to[]=b",
             "to[1]=a",
+            "to[00]=a",
+            "to[%2B0]=a",
             "to[0]=a&to[0]=b",
             "to[0][x]=a",
             "To=a",

@@ -2,6 +2,7 @@
 //! Parsers differ on repeated keys and on case; where they could differ, the request is ambiguous.
 //! INVARIANT: no object in a `Json` has a key twice.
 
+use super::alike;
 use crate::Refused;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::cell::RefCell;
@@ -54,12 +55,9 @@ impl Json {
 
     fn member(&self, key: &str) -> Result<Option<&Json>, Refused> {
         match self {
-            Json::Object(object) => match object
-                .keys()
-                .find(|given| given.eq_ignore_ascii_case(key) && *given != key)
-            {
+            Json::Object(object) => match object.keys().find(|given| alike::key(given, key)) {
                 Some(given) => Err(Refused::ambiguous(format!(
-                    "the JSON body has `{given}`, which could be taken for `{key}`"
+                    "the JSON body has {given:?}, which could be taken for `{key}`"
                 ))),
                 None => Ok(object.get(key)),
             },
@@ -265,6 +263,17 @@ mod tests {
             Err(Reason::AmbiguousRequest)
         );
         assert_eq!(count("/a", r#"{"A":1}"#), Err(Reason::AmbiguousRequest));
+        for given in [r"\u0041", " a", "a ", r"a\u0000b", r"\ufeffa", "_a"] {
+            assert_eq!(
+                count("/a", &format!("{{\"{given}\":1}}")),
+                Err(Reason::AmbiguousRequest),
+                "{given}"
+            );
+        }
+        assert_eq!(
+            count("/to/kind", "{\"to\":{\"\u{212a}ind\":1}}"),
+            Err(Reason::AmbiguousRequest)
+        );
         assert_eq!(count("/a", r#"{"b":1,"B":2}"#), Ok(None));
     }
 
@@ -275,6 +284,13 @@ mod tests {
             "",
             "{",
             "{}{}",
+            "{}\u{0}",
+            "{}x",
+            "{\"a\":\u{0}1}",
+            "{\"a\u{0}\":1}",
+            "{\"a\":01}",
+            "{\"a\":+1}",
+            "{\"a\":0x1}",
             "{'a':1}",
             "\u{feff}{}",
             "{\"a\":1,}",

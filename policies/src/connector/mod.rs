@@ -2,6 +2,7 @@
 //! Loaded with a bundle; the catalogue asks them what a request is.
 //! INVARIANT: a `Connector` maps each request to one capability or refuses it; which one never depends on file order.
 
+mod alike;
 mod capability;
 mod compile;
 mod condition;

@@ -140,7 +140,7 @@ impl Param {
             (_, None | Some(Json::Null)) => return Ok(None),
             (ParamKind::Boolean, Some(Json::Bool(value))) => Value::Bool(*value),
             (ParamKind::Integer, Some(Json::Integer(value))) => Value::Integer(*value),
-            (ParamKind::String, Some(Json::Text(value))) => Value::Text(value.clone()),
+            (ParamKind::String, Some(Json::Text(value))) => Value::Text(whole(name, value)?),
             (ParamKind::List, Some(Json::Array(items))) => {
                 return self.of_many(name, &items.iter().collect::<Vec<_>>());
             }
@@ -155,7 +155,7 @@ impl Param {
             return Ok(i64::try_from(found.len()).ok().map(Value::Integer));
         }
         let text = |json: &&Json| match json {
-            Json::Text(text) => Ok(Value::Text(text.clone())),
+            Json::Text(text) => whole(name, text).map(Value::Text),
             Json::Integer(number) => Ok(Value::Text(number.to_string())),
             _ => Err(self.does_not_fit(name)),
         };
@@ -175,4 +175,14 @@ impl Param {
         };
         Refused::malformed(format!("`{name}` must be {kind}"))
     }
+}
+
+/// Text that nobody reads up to a zero byte only; the other places that params stand in have none.
+fn whole(name: &str, text: &str) -> Result<String, Refused> {
+    if text.contains('\0') {
+        return Err(Refused::ambiguous(format!(
+            "`{name}` holds a zero byte, where some readers stop"
+        )));
+    }
+    Ok(text.to_owned())
 }

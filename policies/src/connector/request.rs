@@ -2,10 +2,11 @@
 //! Made once per request, before any connector looks at it.
 //! INVARIANT: whatever could make an upstream see another method, path or field than we do was refused on the way here.
 
+use super::alike;
 use super::fields::Fields;
 use super::json::{Json, Pointer};
 use super::path::RawPath;
-use crate::{Refused, RequestView};
+use crate::{Refused, RequestView, Strip};
 
 /// Headers with which some servers let a client replace the method or the path.
 const OVERRIDES: [&str; 6] = [
@@ -15,6 +16,13 @@ const OVERRIDES: [&str; 6] = [
     "x-original-uri",
     "x-original-url",
     "x-rewrite-url",
+];
+/// Headers that say how the rest is read; a server that takes `_` for `-` must not find a second one.
+const FRAMING: [&str; 4] = [
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
 ];
 /// Fields with which some frameworks let a client replace the method.
 const METHOD_FIELDS: [&str; 2] = ["_method", "_http_method"];
@@ -77,7 +85,7 @@ impl<'a> Request<'a> {
         if let Some((name, _)) = view
             .headers
             .iter()
-            .find(|(name, _)| OVERRIDES.contains(name))
+            .find(|(name, _)| names(&OVERRIDES, name))
         {
             return Err(Refused::ambiguous(format!(
                 "the header `{name}` can replace the method or the path"
@@ -92,6 +100,9 @@ impl<'a> Request<'a> {
             body: Body::Unread,
             view: *view,
         };
+        for name in FRAMING {
+            request.header_beside(name)?;
+        }
         request.one_header("content-type")?;
         refuse_method_fields(&request.query)?;
         if matches!(view.method, "GET" | "HEAD") && request.has_body() {
@@ -134,6 +145,7 @@ impl<'a> Request<'a> {
 
     /// A header that may be sent once.
     pub(crate) fn one_header(&self, name: &str) -> Result<Option<&'a str>, Refused> {
+        self.header_beside(name)?;
         let mut values = self.header_values(name);
         let first = values.next();
         match values.next() {
@@ -144,11 +156,31 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Refuses what a server could take for one of these places, where a credential of the agent's own would go past us.
+    pub(crate) fn refuse_beside(&self, places: &[Strip]) -> Result<(), Refused> {
+        for place in places {
+            match place {
+                Strip::Header(name) => self.header_beside(name)?,
+                Strip::Query(name) => {
+                    if let Some(given) = self.query.beside(name) {
+                        return Err(Refused::ambiguous(format!(
+                            "the query has `{given}`, which could be taken for `{name}`"
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the field is there in any spelling that a server could take for it.
     pub(crate) fn has(&self, field: &Field) -> Result<bool, Refused> {
         match (field, &self.body) {
             (Field::Query(name), _) => Ok(self.query.mentions(name)),
-            (Field::Header(name), _) => Ok(self.header_values(name).next().is_some()),
+            (Field::Header(name), _) => {
+                self.header_beside(name)?;
+                Ok(self.header_values(name).next().is_some())
+            }
             (Field::Form(name), Body::Form(fields)) => Ok(fields.mentions(name)),
             (Field::Json(pointer), Body::Json(json)) => Ok(pointer.find(json)?.is_some()),
             _ => Ok(false),
@@ -165,12 +197,31 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Whether the body has this field at its top level, in any spelling that a server could take for it.
+    pub(crate) fn body_mentions(&self, name: &str) -> bool {
+        match &self.body {
+            Body::Form(fields) => fields.mentions(name),
+            Body::Json(json) => json.keys().any(|key| key == name || alike::key(key, name)),
+            Body::Empty | Body::Unread => false,
+        }
+    }
+
     /// The top-level names in the body.
     pub(crate) fn body_names(&self) -> Vec<&str> {
         match &self.body {
             Body::Form(fields) => fields.bases().collect(),
             Body::Json(json) => json.keys().collect(),
             Body::Empty | Body::Unread => Vec::new(),
+        }
+    }
+
+    fn header_beside(&self, name: &str) -> Result<(), Refused> {
+        let mut given = self.view.headers.iter().map(|(given, _)| *given);
+        match given.find(|given| alike::header(given, name)) {
+            Some(given) => Err(Refused::ambiguous(format!(
+                "the header `{given}` could be taken for `{name}`"
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -206,6 +257,13 @@ fn check_method(method: &str) -> Result<(), Refused> {
         ));
     }
     Ok(())
+}
+
+/// Whether a header is one of these, in any spelling that a server could take for it.
+fn names(known: &[&str], given: &str) -> bool {
+    known
+        .iter()
+        .any(|name| given == *name || alike::header(given, name))
 }
 
 fn refuse_method_fields(fields: &Fields) -> Result<(), Refused> {

@@ -209,17 +209,12 @@ fn misplaced<'f>(fields: &[&'f Field], request: &Request<'_>) -> Option<&'f str>
             .iter()
             .any(|field| field.merged_name() == Some(name) && field.in_body() == in_body)
     };
-    let in_body = |name: &str| match &request.body {
-        Body::Form(fields) => fields.mentions(name),
-        Body::Json(json) => json.keys().any(|key| key.eq_ignore_ascii_case(name)),
-        Body::Empty | Body::Unread => false,
-    };
     fields
         .iter()
         .filter_map(|field| field.merged_name())
         .find(|name| match (read_in(name, true), read_in(name, false)) {
             (true, false) => request.query.mentions(name),
-            (false, true) => in_body(name),
+            (false, true) => request.body_mentions(name),
             _ => false,
         })
 }

@@ -15,6 +15,11 @@ fn a_form_field_has_one_reading() {
         "amount=100&%61mount=9900",
         "amount=100&Amount=9900",
         "amount[]=9900",
+        "amount]=9900",
+        "[amount]=9900",
+        "amount=100&%5Bamount%5D=9900",
+        "amount.x=9900",
+        "am%EF%BB%BFount=1&%EF%BB%BFamount=9900",
         "amount[0]=9900",
         "amount[x]=9900",
         "amount=1;amount=2",
@@ -111,6 +116,11 @@ fn a_json_body_has_one_reading() {
         r#"{"channel":"C1","\u0063hannel":"C2"}"#,
         r#"{"channel":"C1","Channel":"C2"}"#,
         r#"{"channel":"C1","blocks":[{"a":1,"a":2}]}"#,
+        r#"{"channel":"C1","blocks":[{"a":{"b":[{"c":1,"\u0063":1}]}}]}"#,
+        r#"{"channel":"C1"," channel":"C2"}"#,
+        r#"{"channel":"C1","channel\u0000":"C2"}"#,
+        r#"{"channel":"C1","\ufeffchannel":"C2"}"#,
+        r#"{"channel":"C1\u0000"}"#,
     ] {
         check(message(body.as_bytes()), AMBIGUOUS);
     }
@@ -120,6 +130,10 @@ fn a_json_body_has_one_reading() {
         "[]",
         "\"C1\"",
         "null",
+        "{} x",
+        "{}\0",
+        "{\"channel\":\"C1\"}\0{\"channel\":\"C2\"}",
+        r#"{"channel":1e4}"#,
         r#"{"channel":["C1"]}"#,
         r#"{"channel":1}"#,
         "{\"channel\":\"\\ud800\"}",
@@ -315,6 +329,7 @@ fn a_credential_in_the_body_is_refused() {
     for body in [
         r#"{"channel":"C1","token":"xoxb-other"}"#,
         r#"{"channel":"C1","Token":"xoxb-other"}"#,
+        r#"{"channel":"C1","token\u0000":"xoxb-other"}"#,
     ] {
         check(message(body.as_bytes()), AMBIGUOUS);
     }
@@ -325,6 +340,19 @@ fn a_credential_in_the_body_is_refused() {
         },
         AMBIGUOUS,
     );
+    for body in [
+        "channel=C1&token[]=xoxb-other",
+        "channel=C1&token]=xoxb-other",
+        "channel=C1&[token]=xoxb-other",
+    ] {
+        check(
+            Wire {
+                headers: vec![FORM],
+                ..message(body.as_bytes())
+            },
+            AMBIGUOUS,
+        );
+    }
     check(
         Wire {
             path: "/api/auth.test",

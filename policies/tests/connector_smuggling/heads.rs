@@ -135,6 +135,14 @@ fn the_method_is_what_it_says() {
             },
             AMBIGUOUS,
         );
+        let underscored = name.replacen('-', "_", 2);
+        check(
+            Wire {
+                headers: vec![(&underscored, "DELETE")],
+                ..web("/a")
+            },
+            AMBIGUOUS,
+        );
         check(
             Wire {
                 headers: vec![FORM, (name, "DELETE")],
@@ -170,6 +178,54 @@ fn headers_that_are_params_are_sent_once() {
         },
         AMBIGUOUS,
     );
+}
+
+#[test]
+fn a_header_with_underscores_is_none_that_is_read_with_dashes() {
+    // Positive control: a name that is like none of ours passes, as some clients send such names.
+    let odd = ("session_id", "s_1");
+    check(
+        Wire {
+            headers: vec![FORM, odd],
+            ..refund(b"charge=ch_1")
+        },
+        Ok("stripe/refunds.create"),
+    );
+    for name in [
+        "stripe_account",
+        "content_type",
+        "content_length",
+        "content_encoding",
+        "transfer_encoding",
+        "proxy_authorization",
+    ] {
+        check(
+            Wire {
+                headers: vec![FORM, (name, "1")],
+                ..refund(b"charge=ch_1")
+            },
+            AMBIGUOUS,
+        );
+    }
+}
+
+#[test]
+fn a_credential_beside_the_place_that_is_stripped_is_refused() {
+    let history = |query| Wire {
+        method: "GET",
+        path: "/api/conversations.history",
+        query: Some(query),
+        headers: vec![],
+        ..message(b"")
+    };
+    // The place itself is emptied when the credential is lent.
+    check(
+        history("channel=C1&token=xoxb-other"),
+        Ok("slack/conversations.history"),
+    );
+    for query in ["token[]=x", "channel=C1&token]=x", "token.a=x"] {
+        check(history(query), AMBIGUOUS);
+    }
 }
 
 #[test]
