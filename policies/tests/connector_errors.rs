@@ -230,6 +230,30 @@ fn params_and_bodies_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn a_param_of_every_capability_has_its_name_for_itself() {
+    let everywhere =
+        |param: &str| GOOD.replacen("[auth]", &format!("[params]\n{param}\n\n[auth]"), 1);
+    let read = "{ in = \"header\", name = \"x-account\", type = \"string\" }";
+    // Positive control: a name of its own, and it is there beside what a capability has itself.
+    let connector = parse(everywhere(&format!("account = {read}"))).unwrap();
+    for capability in connector.capabilities() {
+        assert!(capability.params().contains_key("account"));
+    }
+    let twice = parse(everywhere(&format!("limit = {read}"))).unwrap_err();
+    let expected = "things.toml:17:8: `things.list` has a param `limit` of its own, and every capability has one of that name already (at things.toml:8:1)";
+    assert!(twice.contains(expected), "{twice}");
+    let hole = parse(everywhere(&format!("thing = {read}"))).unwrap_err();
+    assert!(
+        hole.contains("`things.read` has a param `thing` of its own")
+            && hole.contains("(at things.toml:8:1)"),
+        "{hole}"
+    );
+    // What is wrong with it is said once, not once for each capability.
+    let odd = parse(everywhere(&format!("Account = {read}"))).unwrap_err();
+    assert_eq!(odd.matches("is not a param name").count(), 1, "{odd}");
+}
+
+#[test]
 fn auth_that_makes_no_sense_is_refused() {
     check(
         "kind = \"bearer\"",

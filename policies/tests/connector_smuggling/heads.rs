@@ -193,6 +193,7 @@ fn a_header_with_underscores_is_none_that_is_read_with_dashes() {
     );
     for name in [
         "stripe_account",
+        "stripe_context",
         "content_type",
         "content_length",
         "content_encoding",

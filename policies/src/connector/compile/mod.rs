@@ -85,7 +85,11 @@ struct Compiler<'a> {
 
 impl Compiler<'_> {
     fn problem(&mut self, span: Range<usize>, message: impl Into<String>) {
-        self.problems.0.push(self.source.diagnostic(span, message));
+        let problem = self.source.diagnostic(span, message);
+        // What is wrong with a param of every capability is said once.
+        if !self.problems.0.contains(&problem) {
+            self.problems.0.push(problem);
+        }
     }
 
     fn check<T>(&mut self, span: Range<usize>, result: Result<T, String>) -> Option<T> {

@@ -37,8 +37,8 @@ impl Compiler<'_> {
             };
             params.insert(hole.to_owned(), plain);
         }
-        let connector_raw = self.raw;
-        for (name, param) in connector_raw.params.iter().chain(&raw.params) {
+        self.clashes(raw, matchers);
+        for (name, param) in self.raw.params.iter().chain(&raw.params) {
             if !is_param_name(name.get_ref()) {
                 self.problem(
                     name.span(),
@@ -59,6 +59,35 @@ impl Compiler<'_> {
             }
         }
         params
+    }
+
+    /// Names that the capability gives to a param of its own though every capability has one of that name: which of the two a
+    /// policy would look at must not depend on who knows which wins.
+    fn clashes(&mut self, raw: &RawCapability, matchers: &[Matcher]) {
+        let mut clashes = Vec::new();
+        for name in self.raw.params.keys() {
+            let everywhere = self.source.place(name.span());
+            let holes = matchers.iter().flat_map(|matcher| matcher.template.names());
+            let hole = holes
+                .filter(|hole| *hole == name.get_ref())
+                .map(|_| raw.name.span());
+            let own = raw
+                .params
+                .keys()
+                .filter(|own| own.get_ref() == name.get_ref())
+                .map(toml::Spanned::span);
+            clashes.extend(own.chain(hole).next().map(|span| {
+                let message = format!(
+                    "`{}` has a param `{}` of its own, and every capability has one of that name already (at {everywhere})",
+                    raw.name.get_ref(),
+                    name.get_ref()
+                );
+                (span, message)
+            }));
+        }
+        for (span, message) in clashes {
+            self.problem(span, message);
+        }
     }
 
     fn param(&self, name: &str, raw: &RawParam, hole: Option<Param>) -> Result<Param, String> {
