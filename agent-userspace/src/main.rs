@@ -2,6 +2,8 @@
 //! Everything it does is in `cli`, so that tests can reach it.
 //! INVARIANT: no logic here.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

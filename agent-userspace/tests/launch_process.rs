@@ -1,6 +1,12 @@
 //! How a launched command lives and dies: exit codes, signals, terminal, and what happens when it cannot start.
 //! Root, a plain cgroup directory, no daemon. Signals are sent to a launcher in a process of its own.
 //! INVARIANT: to a shell, `sluice run CMD` behaves as CMD.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 mod launch_bench;
 

@@ -1,6 +1,12 @@
 //! What a launched command cannot do or see, each with a control that shows it done or seen outside.
 //! Root, a plain cgroup directory, no daemon.
 //! INVARIANT: a wall without its control proves nothing; each test has both.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
 mod launch_bench;
 

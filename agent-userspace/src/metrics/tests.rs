@@ -1,3 +1,5 @@
+//! The names of the metrics are an interface: dashboards and alerts are written against them.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! What the merged configuration says, and where it says what is wrong.
+
 use std::time::Duration;
 
 use super::*;
