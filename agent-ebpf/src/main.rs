@@ -12,6 +12,7 @@ mod destination;
 mod egress;
 mod lsm;
 mod maps;
+mod option;
 mod origin;
 mod own;
 mod socket;

@@ -25,6 +25,8 @@ mod puppet;
 mod adoption;
 #[path = "kernel_side/names.rs"]
 mod names;
+#[path = "kernel_side/options.rs"]
+mod options;
 #[path = "kernel_side/origin.rs"]
 mod origin;
 #[path = "kernel_side/refusal.rs"]

@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 /// The version of everything in this crate. Any change of a size, a field or a meaning raises it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// An address as its bytes lie in a packet, read as four native words.
 pub type Address = [u32; 4];
@@ -140,11 +140,11 @@ pub struct Event {
     pub addr: Address,
     /// One of [`refusal`].
     pub kind: u32,
-    /// The IP protocol; for kind [`refusal::FAMILY`] the protocol that was asked for.
+    /// The IP protocol; for kind [`refusal::FAMILY`] the protocol that was asked for, for [`refusal::OPTION`] the option's name.
     pub protocol: u32,
     /// The destination's port, host byte order.
     pub port: u16,
-    /// The address family that was asked for.
+    /// The address family that was asked for; for [`refusal::OPTION`] the option's level.
     pub family: u16,
     /// Zero.
     pub pad: u32,
@@ -176,18 +176,20 @@ pub mod refusal {
     pub const FAMILY: u32 = 5;
     /// A map or a socket's storage could not remember.
     pub const MAP_FULL: u32 = 6;
+    /// A socket option that joins a group or chooses another way for packets.
+    pub const OPTION: u32 = 7;
     /// A packet that the egress floor does not let out.
-    pub const PACKET: u32 = 7;
+    pub const PACKET: u32 = 8;
     /// Dialling the proxy's or the resolver's own port.
-    pub const PROXY_PORT: u32 = 8;
+    pub const PROXY_PORT: u32 = 9;
     /// A socket that another workload, or nobody governed, made.
-    pub const SOCKET_FOREIGN: u32 = 9;
+    pub const SOCKET_FOREIGN: u32 = 10;
     /// The workload is switched off.
-    pub const WORKLOAD_DISABLED: u32 = 10;
+    pub const WORKLOAD_DISABLED: u32 = 11;
     /// A task under the governed cgroup, in no admitted workload.
-    pub const WORKLOAD_UNKNOWN: u32 = 11;
+    pub const WORKLOAD_UNKNOWN: u32 = 12;
     /// How many kinds there are.
-    pub const COUNT: u32 = 12;
+    pub const COUNT: u32 = 13;
 }
 
 /// Entries of `WORKLOADS`.

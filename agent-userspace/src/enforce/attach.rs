@@ -28,9 +28,10 @@ pub(super) enum Place {
 }
 
 /// The programs in the order in which they are attached: the floor first, redirection last.
-pub(super) const PROGRAMS: [(&str, Place); 14] = [
+pub(super) const PROGRAMS: [(&str, Place); 15] = [
     ("egress", Place::Agents),
     ("sock_create", Place::Agents),
+    ("set_option", Place::Agents),
     ("bind4", Place::Agents),
     ("bind6", Place::Agents),
     ("sendmsg4", Place::Agents),
@@ -123,6 +124,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
@@ -144,11 +146,22 @@ fn attach(
         return sys::link_update(link.as_fd(), program)
             .map_err(bpf_error("BPF_LINK_UPDATE", &path));
     }
-    let link = attach_new(program, &cgroup::open(directory)?).map_err(failed)?;
+    let cgroup = cgroup::open(directory)?;
     // A link to a cgroup that is gone: it governs nobody, and its pin is in the way.
-    if path.exists() {
-        fs::remove_file(&path).map_err(EnforceError::io("removing", &path))?;
+    let make_way = || match path.exists() {
+        true => fs::remove_file(&path).map_err(EnforceError::io("removing", &path)),
+        false => Ok(()),
+    };
+    if let Program::CgroupSockopt(program) = program {
+        // aya does not give such a link away.
+        let program = program.fd().map_err(failed)?.as_fd();
+        let link = sys::link_create(program, cgroup.as_fd(), sys::SETSOCKOPT)
+            .map_err(bpf_error("BPF_LINK_CREATE", directory))?;
+        make_way()?;
+        return sys::obj_pin(link.as_fd(), &path).map_err(bpf_error("BPF_OBJ_PIN", &path));
     }
+    let link = attach_new(program, &cgroup).map_err(failed)?;
+    make_way()?;
     link.pin(&path)
         .map(drop)
         .map_err(|source| EnforceError::Io {

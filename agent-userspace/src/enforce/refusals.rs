@@ -32,6 +32,8 @@ pub enum RefusalKind {
     Family,
     /// A map or a socket's storage could not remember.
     MapFull,
+    /// A socket option that joins a group or chooses another way for packets.
+    Option,
     /// A packet that the egress floor does not let out.
     Packet,
     /// Dialling the proxy's or the resolver's own port.
@@ -54,6 +56,7 @@ impl RefusalKind {
         RefusalKind::DestinationUnknown,
         RefusalKind::Family,
         RefusalKind::MapFull,
+        RefusalKind::Option,
         RefusalKind::Packet,
         RefusalKind::ProxyPort,
         RefusalKind::SocketForeign,
@@ -72,6 +75,7 @@ impl RefusalKind {
             RefusalKind::DestinationUnknown => "destination_unknown",
             RefusalKind::Family => "family",
             RefusalKind::MapFull => "map_full",
+            RefusalKind::Option => "option",
             RefusalKind::Packet => "packet",
             RefusalKind::ProxyPort => "proxy_port",
             RefusalKind::SocketForeign => "socket_foreign",
@@ -90,6 +94,7 @@ impl RefusalKind {
             RefusalKind::DestinationUnknown => refusal::DESTINATION_UNKNOWN,
             RefusalKind::Family => refusal::FAMILY,
             RefusalKind::MapFull => refusal::MAP_FULL,
+            RefusalKind::Option => refusal::OPTION,
             RefusalKind::Packet => refusal::PACKET,
             RefusalKind::ProxyPort => refusal::PROXY_PORT,
             RefusalKind::SocketForeign => refusal::SOCKET_FOREIGN,
@@ -118,9 +123,9 @@ pub struct KernelRefusal {
     pub kind: RefusalKind,
     /// Where it wanted to go, where there was a destination.
     pub destination: Option<SocketAddr>,
-    /// The IP protocol (6, 17, ..) that was used or asked for.
+    /// The IP protocol (6, 17, ..) that was used or asked for; the option's name where an option was refused.
     pub protocol: u32,
-    /// The address family (`AF_*`) that was used or asked for; 0 where it does not matter.
+    /// The address family (`AF_*`) that was used or asked for, or the level of an option; 0 where it does not matter.
     pub family: u16,
 }
 

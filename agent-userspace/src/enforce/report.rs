@@ -11,7 +11,7 @@ use crate::layers::{LayerReport, LayerState};
 /// A layer of cgroup programs: its name, its programs, and what is open without it.
 type Layer = (&'static str, &'static [&'static str], &'static str);
 
-const LAYERS: [Layer; 6] = [
+const LAYERS: [Layer; 7] = [
     (
         "egress",
         &["egress"],
@@ -42,6 +42,11 @@ const LAYERS: [Layer; 6] = [
         &["flows", "accepted"],
         "the proxy finds no original destination and refuses every connection",
     ),
+    (
+        "multicast",
+        &["set_option"],
+        "IGMP and MLD membership reports leave on the local link (a few chosen bits each)",
+    ),
 ];
 
 /// Every layer, best first.
@@ -52,10 +57,6 @@ pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Result<(), String>) -> Vec<
         .collect();
     reports.push(lsm_layer(lsm));
     // Not built: said here, so that nobody takes silence for a wall.
-    reports.push(absent(
-        "multicast",
-        "IGMP and MLD membership reports leave on the local link (a few chosen bits each)",
-    ));
     reports.push(absent(
         "foreign_socket",
         "a socket made by an ungoverned process and handed over (SCM_RIGHTS, pidfd_getfd) keeps its own way out",

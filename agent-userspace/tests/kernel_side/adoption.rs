@@ -144,7 +144,7 @@ fn a_pin_that_is_not_ours_is_refused() {
     host.die();
     let pins = PathBuf::from("/sys/fs/bpf")
         .join(host.settings.instance.as_str())
-        .join("v1");
+        .join(format!("v{}", agent_abi::ABI_VERSION));
     // The wrong map under the right name.
     fs::rename(pins.join("FLOWS"), pins.join("kept")).unwrap();
     fs::rename(pins.join("LITERALS"), pins.join("FLOWS")).unwrap();
@@ -182,7 +182,7 @@ fn layers_say_what_is_live() {
     assert!(all_live(host.enforcement()));
     let pins = PathBuf::from("/sys/fs/bpf")
         .join(host.settings.instance.as_str())
-        .join("v1");
+        .join(format!("v{}", agent_abi::ABI_VERSION));
     fs::remove_file(pins.join("link_sendmsg6")).unwrap();
     let layers = host.enforcement().layers();
     let datagram = layers
@@ -194,7 +194,15 @@ fn layers_say_what_is_live() {
 }
 
 fn all_live(enforcement: &Enforcement) -> bool {
-    let cgroup_layers = ["egress", "connect", "datagram", "socket", "bind", "origin"];
+    let cgroup_layers = [
+        "egress",
+        "connect",
+        "datagram",
+        "socket",
+        "bind",
+        "origin",
+        "multicast",
+    ];
     let layers = enforcement.layers();
     cgroup_layers.iter().all(|name| {
         layers

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -107,24 +107,96 @@ fn default_routes(device: &str) -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &route) })
 }
 
-/// Asks for a routing header: the packet goes to its first hop, not to the address that sendto() names.
-pub(crate) fn routing_header(socket: &Socket, through: &str) -> io::Result<()> {
-    let through: Ipv6Addr = through.parse().unwrap();
+/// A routing header: the packet goes to its first hop, not to the address that sendto() names.
+pub(crate) fn routing_header(through: Ipv6Addr) -> Vec<u8> {
     // RFC 8754, type 4: next header, length in 8 octets, type, segments left, last entry, flags, tag, two segments
     // (the kernel writes the destination into the first).
     let mut header = vec![0u8, 4, 4, 1, 1, 0, 0, 0];
     header.extend([0; 16]);
     header.extend(through.octets());
-    // SAFETY: the pointer and length describe `header`.
+    header
+}
+
+/// `struct ip_mreqn`: a membership on whichever interface the route takes.
+pub(crate) fn membership4(group: Ipv4Addr) -> Vec<u8> {
+    [&group.octets()[..], &[0; 8]].concat()
+}
+
+/// `struct ipv6_mreq`, likewise.
+pub(crate) fn membership6(group: Ipv6Addr) -> Vec<u8> {
+    [&group.octets()[..], &[0; 4]].concat()
+}
+
+/// `struct in_pktinfo`: leave by this interface, whatever the route says.
+pub(crate) fn leave_by(device: &str) -> Vec<u8> {
+    let mut name = device.as_bytes().to_vec();
+    name.push(0);
+    // SAFETY: the name ends with a zero and lives across the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr().cast()) };
+    assert_ne!(index, 0, "{device} is there");
+    [&index.to_ne_bytes()[..], &[0; 8]].concat()
+}
+
+/// Any socket option, its value as bytes.
+pub(crate) fn set_option(socket: &Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the pointer and length describe `value`.
     check(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IPV6,
-            libc::IPV6_RTHDR,
-            header.as_ptr().cast(),
-            header.len() as libc::socklen_t,
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
         )
     })
+}
+
+/// Sends a datagram with one piece of ancillary data, which no hook on socket options sees.
+pub(crate) fn send_with(
+    socket: &Socket,
+    to: SocketAddr,
+    (level, kind): (i32, i32),
+    data: &[u8],
+) -> io::Result<()> {
+    let to = socket2::SockAddr::from(to);
+    let mut text = *b"leak";
+    let mut part = libc::iovec {
+        iov_base: text.as_mut_ptr().cast(),
+        iov_len: text.len(),
+    };
+    // Words, so that the header in it is aligned.
+    let mut control = [0u64; 32];
+    // SAFETY: all-zero bytes are a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = to.as_ptr().cast_mut().cast();
+    message.msg_namelen = to.len();
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: `control` is longer than one header with `data` (asserted), and everything lives across the call.
+    check(unsafe {
+        let length = data.len() as libc::c_uint;
+        message.msg_controllen = libc::CMSG_SPACE(length) as usize;
+        assert!(message.msg_controllen <= size_of_val(&control));
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = level;
+        (*header).cmsg_type = kind;
+        (*header).cmsg_len = libc::CMSG_LEN(length) as usize;
+        std::ptr::copy_nonoverlapping(data.as_ptr(), libc::CMSG_DATA(header), data.len());
+        libc::sendmsg(socket.as_raw_fd(), &raw const message, 0) as libc::c_int
+    })
+}
+
+/// Bytes as a word of a puppet's command.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
 }
 
 /// `struct in6_rtmsg` of linux/ipv6_route.h; libc's has private fields.

@@ -174,12 +174,24 @@ impl Limbs {
                 let peer = self.socket(index).peer_addr()?.as_socket().unwrap();
                 Ok(peer.to_string())
             }
-            ["device", index, name] => self
-                .socket(index)
-                .bind_device(Some(name.as_bytes()))
-                .map(|()| String::new()),
-            ["routing_header", index, through] => {
-                super::net::routing_header(self.socket(index), through).map(|()| String::new())
+            ["option", index, level, name, value] => {
+                let value = super::net::unhex(value);
+                let (level, name) = (level.parse().unwrap(), name.parse().unwrap());
+                super::net::set_option(self.socket(index), level, name, &value)
+                    .map(|()| String::new())
+            }
+            ["sendwith", index, to, level, kind, data] => {
+                let data = super::net::unhex(data);
+                let kind = (level.parse().unwrap(), kind.parse().unwrap());
+                super::net::send_with(self.socket(index), to.parse().unwrap(), kind, &data)
+                    .map(|()| String::new())
+            }
+            ["tcp", family] => {
+                let at: SocketAddr = match *family {
+                    "4" => "0.0.0.0:0".parse().unwrap(),
+                    _ => "[::]:0".parse().unwrap(),
+                };
+                make(at, Type::STREAM).map(|socket| self.keep(socket).to_string())
             }
             ["send", index, text] => self
                 .socket(index)

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use agent_userspace::enforce::RefusalKind;
 
-use crate::host::Host;
-use crate::net::Wire;
+use crate::host::{EPERM, Host};
+use crate::net::{Wire, hex, leave_by, membership4, membership6, routing_header};
 use crate::puppet::Puppet;
 
 #[test]
@@ -28,10 +28,17 @@ fn binding_to_a_device_puts_no_loopback_packet_on_the_wire() {
     wire.clear();
 
     // The workload asks for a name's address, and is led to 127.0.0.1 by the device.
-    let _refused = workload.ask("connect 198.18.0.1:443 device wire0");
+    assert_eq!(
+        workload.ask("connect 198.18.0.1:443 device wire0"),
+        Err(EPERM)
+    );
+    // What comes with the datagram itself passes no hook on options: the packet floor stops it.
     let socket = workload.udp("0.0.0.0:0");
-    workload.ask(&format!("device {socket} wire0")).unwrap();
-    let _refused = workload.ask(&format!("sendto {socket} 192.0.2.53:53 leak"));
+    let pktinfo = hex(&leave_by("wire0"));
+    let (level, kind) = (libc::IPPROTO_IP, libc::IP_PKTINFO);
+    let _refused = workload.ask(&format!(
+        "sendwith {socket} 192.0.2.53:53 {level} {kind} {pktinfo}"
+    ));
     assert!(
         !wire.saw(|packet| packet.first().is_some_and(|first| first >> 4 == 4)),
         "nothing leaves"
@@ -48,9 +55,11 @@ fn a_routing_header_leads_no_packet_past_the_proxy() {
     let through: Ipv6Addr = "2001:db8:77::1".parse().unwrap();
 
     // The control: the first hop of the header is where the packet goes, whatever sendto() said.
+    let header = hex(&routing_header(through));
+    let (level, option) = (libc::IPPROTO_IPV6, libc::IPV6_RTHDR);
     let socket = outsider.udp("[::]:0");
     outsider
-        .ask(&format!("routing_header {socket} {through}"))
+        .ask(&format!("option {socket} {level} {option} {header}"))
         .unwrap();
     let _sent = outsider.ask(&format!("sendto {socket} [2001:db8:66::1]:53 control"));
     assert!(
@@ -61,10 +70,17 @@ fn a_routing_header_leads_no_packet_past_the_proxy() {
     wire.clear();
 
     let socket = workload.udp("[::]:0");
-    workload
-        .ask(&format!("routing_header {socket} {through}"))
-        .unwrap();
-    let _refused = workload.ask(&format!("sendto {socket} [2001:db8::53]:53 leak"));
+    assert_eq!(
+        workload.ask(&format!("option {socket} {level} {option} {header}")),
+        Err(EPERM)
+    );
+    // Datagrams may bring headers of their own (options for the destination, padding here), which no hook on options
+    // sees: the packet floor stops whatever is not a plain packet.
+    let padding = hex(&[0, 0, 1, 4, 0, 0, 0, 0]);
+    let _refused = workload.ask(&format!(
+        "sendwith {socket} [2001:db8::53]:53 {level} {} {padding}",
+        libc::IPV6_DSTOPTS
+    ));
     assert!(
         !wire.saw(|packet| is_to6(packet, through)),
         "nothing leaves"
@@ -104,6 +120,63 @@ fn nothing_reaches_the_wire_by_ordinary_means() {
         !wire.saw(|packet| packet.first().is_some_and(|first| first >> 4 == 4)),
         "nothing leaves"
     );
+}
+
+#[test]
+fn joining_a_group_puts_no_report_on_the_link() {
+    let mut wire = Wire::make();
+    let mut host = Host::start();
+    let (mut workload, _) = host.workload();
+    let mut outsider = Puppet::start(None);
+    let (chosen4, chosen6) = (Ipv4Addr::new(239, 83, 76, 85), "ff15::5361:6c75".parse());
+    let chosen6: Ipv6Addr = chosen6.unwrap();
+    let joins = [
+        (
+            "0.0.0.0:0",
+            libc::IPPROTO_IP,
+            libc::IP_ADD_MEMBERSHIP,
+            membership4(chosen4),
+        ),
+        (
+            "[::]:0",
+            libc::IPPROTO_IPV6,
+            libc::IPV6_ADD_MEMBERSHIP,
+            membership6(chosen6),
+        ),
+    ];
+
+    // The control: the report carries the bits that the process chose.
+    for (at, level, option, group) in &joins {
+        let socket = outsider.udp(at);
+        outsider
+            .ask(&format!("option {socket} {level} {option} {}", hex(group)))
+            .unwrap();
+        let bits = &group[..group.len() - if *level == libc::IPPROTO_IP { 8 } else { 4 }];
+        assert!(
+            wire.saw(|packet| packet.windows(bits.len()).any(|part| part == bits)),
+            "the detector works: {at}"
+        );
+    }
+    drop(outsider);
+    // Leaving the groups is reported as well.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    wire.clear();
+
+    for (at, level, option, group) in &joins {
+        let socket = workload.udp(at);
+        assert_eq!(
+            workload.ask(&format!("option {socket} {level} {option} {}", hex(group))),
+            Err(EPERM)
+        );
+    }
+    let bits = [&chosen4.octets()[..], &chosen6.octets()[..]];
+    assert!(
+        !wire.saw(|packet| bits
+            .iter()
+            .any(|bits| packet.windows(bits.len()).any(|part| part == *bits))),
+        "nothing leaves"
+    );
+    assert_eq!(host.refusals(RefusalKind::Option), 2);
 }
 
 fn is_tcp4(packet: &[u8], to: Ipv4Addr, port: u16) -> bool {
