@@ -2,7 +2,11 @@
 //! Shared by the command-line and control-socket tests.
 //! INVARIANT: nothing outside the temporary directory is read or written.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses a part of it"
+)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
