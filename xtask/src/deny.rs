@@ -10,7 +10,7 @@ use crate::shell;
 pub(crate) fn check() -> Result<()> {
     if shell::which("cargo-deny").is_none() {
         println!("check: cargo-deny is missing; building it takes two to three minutes, once");
-        shell::run(shell::cargo().args(["install", "--locked", "cargo-deny"]))?;
+        shell::run(shell::cargo().args(["install", "--locked", "cargo-deny@0.20.2"]))?;
     }
     // Offline, cargo-deny wants every crate of the lock file on disk, also those for other systems.
     shell::run(shell::cargo().args(["fetch", "--quiet", "--locked"]))?;
@@ -18,8 +18,8 @@ pub(crate) fn check() -> Result<()> {
         "deny",
         "--offline",
         "--log-level=error",
-        "check",
         "--config=.deny.toml",
+        "check",
         "bans",
         "licenses",
         "sources",
