@@ -2,8 +2,7 @@
 //! On the path: before `socket`; the launcher's seccomp filter and the missing CAP_NET_RAW say the same.
 //! INVARIANT: only tasks under the governed cgroup are judged; everybody else gets the verdict that was there before.
 
-use agent_abi::{Config, refusal};
-use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
+use agent_abi::refusal;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
@@ -30,7 +29,7 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
     let Some(config) = maps::unpublished_config() else {
         return 0;
     };
-    if !is_governed(config) {
+    if !maps::is_governed(config) {
         return 0;
     }
     let subject = Subject {
@@ -48,15 +47,4 @@ fn may_exist(family: i32, protocol: i32) -> bool {
         || family == AF_INET
         || family == AF_INET6
         || (family == AF_NETLINK && protocol == NETLINK_ROUTE)
-}
-
-/// Under the directory that holds all workloads, admitted or not.
-#[inline(always)]
-fn is_governed(config: &Config) -> bool {
-    if config.workload_level == 0 || config.agents == 0 {
-        return false;
-    }
-    // SAFETY: no pointers are passed.
-    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(config.workload_level as i32 - 1) };
-    ancestor == config.agents
 }

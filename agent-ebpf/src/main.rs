@@ -10,6 +10,7 @@ mod connect;
 mod datagram;
 mod destination;
 mod egress;
+mod foreign;
 mod lsm;
 mod maps;
 mod option;

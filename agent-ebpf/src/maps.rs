@@ -156,10 +156,27 @@ pub fn unpublished_config() -> Option<&'static Config> {
 /// The workload of the current task, admitted and not switched off.
 #[inline(always)]
 pub fn current_workload(config: &Config) -> Result<u64, Refusal> {
-    // SAFETY: no pointers are passed; an unknown level gives 0, which is no workload.
-    let workload = unsafe { bpf_get_current_ancestor_cgroup_id(config.workload_level as i32) };
+    let workload = current_id(config);
     admitted(workload)?;
     Ok(workload)
+}
+
+/// The directory that the current task lies under at the level of workloads, admitted or not; 0 is none.
+#[inline(always)]
+pub fn current_id(config: &Config) -> u64 {
+    // SAFETY: no pointers are passed; an unknown level gives 0, which is no workload.
+    unsafe { bpf_get_current_ancestor_cgroup_id(config.workload_level as i32) }
+}
+
+/// Whether the current task lies under the directory that holds all workloads, admitted or not.
+#[inline(always)]
+pub fn is_governed(config: &Config) -> bool {
+    if config.workload_level == 0 || config.agents == 0 {
+        return false;
+    }
+    // SAFETY: no pointers are passed.
+    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(config.workload_level as i32 - 1) };
+    ancestor == config.agents
 }
 
 /// Refuses a workload that is unknown or switched off.

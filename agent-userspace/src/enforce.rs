@@ -32,7 +32,7 @@ pub use error::EnforceError;
 pub use instance::{Instance, NotAWorkload, WorkloadName};
 pub use refusals::{Events, KernelRefusal, RefusalKind};
 
-use crate::layers::LayerReport;
+use crate::layers::{LayerReport, LayerState};
 use cgroup::Tree;
 use object::Maps;
 use pins::Pins;
@@ -63,9 +63,9 @@ pub struct Ports {
 /// Whether every wall of the design stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// With a BPF LSM program that really runs.
+    /// Every layer is live.
     Full,
-    /// Without it. To be opted into; [`Enforcement::layers`] says what that leaves open.
+    /// Some layer is not. To be opted into; [`Enforcement::layers`] says what that leaves open.
     Reduced,
 }
 
@@ -284,7 +284,11 @@ impl Enforcement {
     /// Whether every wall stands.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        if self.lsm.is_ok() {
+        if self
+            .layers()
+            .iter()
+            .all(|layer| layer.state == LayerState::Live)
+        {
             Mode::Full
         } else {
             Mode::Reduced

@@ -23,6 +23,8 @@ mod puppet;
 
 #[path = "kernel_side/adoption.rs"]
 mod adoption;
+#[path = "kernel_side/foreign.rs"]
+mod foreign;
 #[path = "kernel_side/names.rs"]
 mod names;
 #[path = "kernel_side/options.rs"]

@@ -25,13 +25,19 @@ pub(super) enum Place {
     Agents,
     /// The sockets that the proxy listens with.
     Proxy,
+    /// Everybody: these programs ask who the task is before anything else.
+    Root,
 }
 
 /// The programs in the order in which they are attached: the floor first, redirection last.
-pub(super) const PROGRAMS: [(&str, Place); 15] = [
+pub(super) const PROGRAMS: [(&str, Place); 19] = [
     ("egress", Place::Agents),
     ("sock_create", Place::Agents),
     ("set_option", Place::Agents),
+    ("root_connect4", Place::Root),
+    ("root_connect6", Place::Root),
+    ("root_sendmsg4", Place::Root),
+    ("root_sendmsg6", Place::Root),
     ("bind4", Place::Agents),
     ("bind6", Place::Agents),
     ("sendmsg4", Place::Agents),
@@ -108,6 +114,7 @@ fn directory(tree: &Tree, place: Place) -> &Path {
     match place {
         Place::Agents => tree.agents(),
         Place::Proxy => tree.proxy(),
+        Place::Root => tree.root(),
     }
 }
 

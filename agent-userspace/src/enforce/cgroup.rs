@@ -17,6 +17,7 @@ use super::mounts;
 /// The directories of one instance.
 #[derive(Debug)]
 pub(super) struct Tree {
+    root: PathBuf,
     base: PathBuf,
     agents: PathBuf,
     proxy: PathBuf,
@@ -44,12 +45,18 @@ impl Tree {
             // The root is level 0: a directory right under it is level 1, and `agents` one below that.
             agents_level: mount.depth() + 2,
             governed: format!("{}/{instance}/agents", mount.root.trim_end_matches('/')),
+            root: mount.point,
             base,
         };
         for directory in [&tree.base, &tree.agents, &tree.proxy] {
             make_dir(directory)?;
         }
         Ok(tree)
+    }
+
+    /// The top of the hierarchy as far as it is mounted: everybody that this daemon can see lies under it.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
     }
 
     pub(super) fn agents(&self) -> &Path {

@@ -49,6 +49,19 @@ const LAYERS: [Layer; 7] = [
     ),
 ];
 
+/// Sockets that were born outside the workloads' cgroup.
+const FOREIGN: Layer = (
+    "foreign_socket",
+    &[
+        "root_connect4",
+        "root_connect6",
+        "root_sendmsg4",
+        "root_sendmsg6",
+    ],
+    "a socket made by an ungoverned process and handed over (SCM_RIGHTS, pidfd_getfd) connects and sends where it will",
+);
+const CONNECTED: &str = "a socket that an ungoverned process made and connected (or a raw one), handed over by SCM_RIGHTS or pidfd_getfd, keeps its way out";
+
 /// Every layer, best first.
 pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Result<(), String>) -> Vec<LayerReport> {
     let mut reports: Vec<LayerReport> = LAYERS
@@ -56,12 +69,18 @@ pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Result<(), String>) -> Vec<
         .map(|layer| cgroup_layer(layer, tree, pins))
         .collect();
     reports.push(lsm_layer(lsm));
-    // Not built: said here, so that nobody takes silence for a wall.
-    reports.push(absent(
-        "foreign_socket",
-        "a socket made by an ungoverned process and handed over (SCM_RIGHTS, pidfd_getfd) keeps its own way out",
-    ));
+    reports.push(foreign_socket(tree, pins));
     reports
+}
+
+/// What the hooks at the root of the hierarchy see is closed; what they never see is said to be open.
+fn foreign_socket(tree: &Tree, pins: &Pins) -> LayerReport {
+    let mut report = cgroup_layer(&FOREIGN, tree, pins);
+    if report.state == LayerState::Live {
+        report.state = LayerState::Degraded;
+    }
+    report.leaves_open.push(CONNECTED.to_owned());
+    report
 }
 
 fn cgroup_layer((name, programs, open): &Layer, tree: &Tree, pins: &Pins) -> LayerReport {
@@ -107,13 +126,5 @@ fn lsm_layer(lsm: &Result<(), String>) -> LayerReport {
                 "no second wall against packet, vsock, XDP and netlink sockets: only seccomp and the missing CAP_NET_RAW stop them ({why})"
             )],
         },
-    }
-}
-
-fn absent(name: &str, open: &str) -> LayerReport {
-    LayerReport {
-        name: name.to_owned(),
-        state: LayerState::Absent,
-        leaves_open: vec![open.to_owned()],
     }
 }

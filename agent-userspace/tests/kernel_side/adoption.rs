@@ -4,8 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use agent_userspace::enforce::{EnforceError, Enforcement, RefusalKind, Stopped};
-use agent_userspace::layers::LayerState;
+use agent_userspace::enforce::{EnforceError, Enforcement, Mode, RefusalKind, Stopped};
+use agent_userspace::layers::{LayerReport, LayerState};
 
 use crate::host::{ECONNREFUSED, EPERM, Host};
 
@@ -191,6 +191,27 @@ fn layers_say_what_is_live() {
         .unwrap();
     assert_eq!(datagram.state, LayerState::Degraded);
     assert!(!datagram.leaves_open.is_empty());
+}
+
+#[test]
+fn the_mode_is_full_only_if_every_layer_is_live() {
+    let mut host = Host::start();
+    let all = |layers: &[LayerReport]| layers.iter().all(|layer| layer.state == LayerState::Live);
+    let layers = host.enforcement().layers();
+    assert_eq!(host.enforcement().mode() == Mode::Full, all(&layers));
+    for layer in &layers {
+        assert_eq!(
+            layer.leaves_open.is_empty(),
+            layer.state == LayerState::Live,
+            "{}",
+            layer.name
+        );
+    }
+    let pins = PathBuf::from("/sys/fs/bpf")
+        .join(host.settings.instance.as_str())
+        .join(format!("v{}", agent_abi::ABI_VERSION));
+    fs::remove_file(pins.join("link_set_option")).unwrap();
+    assert_eq!(host.enforcement().mode(), Mode::Reduced);
 }
 
 fn all_live(enforcement: &Enforcement) -> bool {

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use agent_userspace::enforce::{
-    Admitted, Enforcement, Instance, Mode, Ports, RefusalKind, Settings, listen,
+    Admitted, Enforcement, Instance, Ports, RefusalKind, Settings, listen,
 };
+use agent_userspace::layers::{LayerReport, LayerState};
 use agent_userspace::origin::KernelOrigins;
 use mitm_proxy::{Origin, Origins};
 use policies::WorkloadId;
@@ -137,8 +138,14 @@ impl Host {
         counts.iter().find(|(found, _)| *found == kind).unwrap().1
     }
 
-    pub(crate) fn is_full(&mut self) -> bool {
-        self.enforcement().mode() == Mode::Full
+    /// How a layer stands.
+    pub(crate) fn layer(&mut self, name: &str) -> LayerReport {
+        let layers = self.enforcement().layers();
+        layers.into_iter().find(|layer| layer.name == name).unwrap()
+    }
+
+    pub(crate) fn is_live(&mut self, layer: &str) -> bool {
+        self.layer(layer).state == LayerState::Live
     }
 }
 

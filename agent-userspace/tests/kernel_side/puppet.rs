@@ -57,6 +57,11 @@ impl Puppet {
         puppet
     }
 
+    /// Moves the process into another cgroup; its sockets stay where they were born.
+    pub(crate) fn enter(&self, cgroup: &Path) {
+        fs::write(cgroup.join("cgroup.procs"), self.child.id().to_string()).unwrap();
+    }
+
     /// Sends one command and waits for its answer.
     pub(crate) fn ask(&mut self, command: &str) -> Answer {
         self.tell(command);
@@ -167,6 +172,11 @@ impl Limbs {
                 socket.bind(&at.into())?;
                 let port = socket.local_addr()?.as_socket().unwrap().port();
                 Ok(format!("{} {port}", self.keep(socket)))
+            }
+            ["connectwith", index, to] => {
+                let to: SocketAddr = to.parse().unwrap();
+                self.socket(index).connect(&to.into())?;
+                Ok(String::new())
             }
             ["udpconnect", index, to] => {
                 let to: SocketAddr = to.parse().unwrap();

@@ -197,7 +197,7 @@ fn a_new_network_namespace_is_no_way_out() {
 #[test]
 fn packet_and_netlink_sockets_are_refused_by_the_lsm_layer() {
     let mut host = Host::start();
-    let live = host.is_full();
+    let live = host.is_live("lsm");
     let (mut workload, _) = host.workload();
     let mut outsider = Puppet::start(None);
     // The control: an ungoverned process may have all of these.
@@ -206,9 +206,7 @@ fn packet_and_netlink_sockets_are_refused_by_the_lsm_layer() {
     }
     workload.ask("socket 16 3 0").expect("NETLINK_ROUTE");
     // Where no LSM program runs, the layer says that it is absent and what that leaves open.
-    let layers = host.enforcement().layers();
-    let lsm = layers.iter().find(|layer| layer.name == "lsm").unwrap();
-    assert_eq!(lsm.leaves_open.is_empty(), live);
+    assert_eq!(host.layer("lsm").leaves_open.is_empty(), live);
     for command in ["socket 17 3 0", "socket 16 3 9"] {
         assert_eq!(workload.ask(command).is_err(), live, "{command}");
     }
