@@ -79,6 +79,14 @@ impl Body {
         }
     }
 
+    /// The trailers, once the body has been read ahead.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        match &self.inner {
+            Inner::Live(_) => None,
+            Inner::Whole { trailers, .. } => trailers.as_ref(),
+        }
+    }
+
     /// A handle on the sums of what is sent.
     pub(crate) fn tally(&self) -> Tally {
         self.tally.clone()

@@ -3,18 +3,17 @@
 //! INVARIANT: after `parse`, the request names the connection's own host, and what is decided on is what will be sent.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use hyper::body::Incoming;
-use policies::{Digest, Endpoint, Host, Reason, RequestView};
+use policies::{Endpoint, Host, Reason, RequestView};
 
 use crate::accept::Connection;
 use crate::body::Body;
 use crate::refusal::Refusal;
-use crate::settings::Limits;
 
 /// One request, canonical.
 #[derive(Debug)]
@@ -125,31 +124,14 @@ impl Request {
         self.target.path()
     }
 
-    /// Digest of everything that a person agrees to besides what the call itself holds: method, raw path, raw query,
-    /// content type and body, each with its length before it. Reads the body whole.
-    ///
-    /// Other headers are left out, since clients put a new idempotency key or telemetry into each attempt; a header
-    /// that changes what a call does must be a param of its capability.
-    pub(crate) async fn bound_digest(&mut self, limits: &Limits) -> Result<Digest, Refusal> {
-        let body = self.body.read_whole(limits.body_bytes, limits.body).await?;
-        let query = self.target.query();
-        let kind = self.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-        let parts: [Option<&[u8]>; 5] = [
-            Some(self.method.as_str().as_bytes()),
-            Some(self.target.path().as_bytes()),
-            query.map(str::as_bytes),
-            kind,
-            Some(&body),
-        ];
-        let mut bound = Vec::with_capacity(body.len().saturating_add(256));
-        for part in parts {
-            // Absent and empty differ: a count of one or zero, then length and bytes.
-            bound.push(u8::from(part.is_some()));
-            let bytes = part.unwrap_or_default();
-            bound.extend_from_slice(&u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
-            bound.extend_from_slice(bytes);
-        }
-        Ok(Digest::of(&bound))
+    /// The raw query.
+    pub(crate) fn query(&self) -> Option<&str> {
+        self.target.query()
+    }
+
+    /// The headers that would be sent, but for `Host`; the credential's places as the agent filled them.
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
     }
 
     /// As an HTTP request in origin form, with the Host that was decided on.

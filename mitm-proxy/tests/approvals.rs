@@ -13,6 +13,7 @@ mod support;
 use std::time::Duration;
 
 use policies::{ApprovalState, Reason, Verdict};
+use support::agent::{Answer, Client};
 use support::{HOST, Plan, World};
 
 fn patient() -> Plan {
@@ -165,6 +166,75 @@ async fn an_approval_holds_for_the_very_request_that_was_shown() {
         (6, 1),
         "a release is a decision of its own"
     );
+}
+
+/// A refund as an SDK sends it, with these headers besides; status and, where refused, the reason.
+async fn refund(client: &mut Client, headers: &[(&str, &str)]) -> (u16, String) {
+    let mut request = http::Request::post("/v1/refunds")
+        .header("host", HOST)
+        .header("content-type", "application/x-www-form-urlencoded");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let body = http_body_util::Full::new(bytes::Bytes::from_static(b"amount=12000"));
+    let answer = Answer::read(client.send(request.body(body).unwrap()).await).await;
+    let reason = if answer.status == 200 {
+        String::new()
+    } else {
+        answer.reason()
+    };
+    (answer.status, reason)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_does_not_hold_for_another_account_in_a_header() {
+    let world = World::start().await;
+    let mut client = world.http1(HOST).await;
+    let held = (403, "approval_required".to_owned());
+    let first = [
+        ("authorization", "Bearer sk_placeholder"),
+        ("stripe-account", "acct_1"),
+        ("x-tag", "a"),
+        ("x-tag", "b"),
+        ("user-agent", "Stripe/v1 PythonBindings/12.0.0"),
+        ("idempotency-key", "k1"),
+        ("x-stainless-retry-count", "0"),
+        (
+            "traceparent",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ),
+    ];
+    assert_eq!(refund(&mut client, &first).await, held);
+    let id = world.pending().await;
+    world.answer(&id, Verdict::Approve).await;
+    let other = |name: &str, value: &'static str| {
+        let mut headers = first.to_vec();
+        let at = headers.iter().position(|(given, _)| *given == name);
+        headers[at.unwrap()].1 = value;
+        headers
+    };
+    let mut swapped = first.to_vec();
+    swapped.swap(2, 3);
+    let mut without = first.to_vec();
+    without.remove(1);
+    for headers in [
+        other("stripe-account", "acct_2"),
+        swapped,
+        without,
+        [&first[..], &[("x-unheard-of", "1")]].concat(),
+    ] {
+        assert_eq!(refund(&mut client, &headers).await, held, "{headers:?}");
+    }
+    assert!(world.upstream.seen().is_empty());
+    // Positive control: the next attempt of an SDK, which tells its retry, trace and key anew and orders its headers in another way.
+    let mut retry = other("x-stainless-retry-count", "1");
+    retry[0].1 = "Bearer sk_another_placeholder";
+    retry[4].1 = "Stripe/v1 PythonBindings/12.0.1";
+    retry[5].1 = "k2";
+    retry[7].1 = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01";
+    retry.rotate_left(4);
+    assert_eq!(refund(&mut client, &retry).await.0, 200);
+    assert_eq!(world.upstream.seen()[0].headers["stripe-account"], "acct_1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

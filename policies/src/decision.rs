@@ -149,7 +149,7 @@ impl Held {
     /// What an approval of this call is bound to: SHA-256 over agent, connection, capability,
     /// endpoint, canonical params, `body` and the policy version.
     ///
-    /// `body` must cover everything of the request that the params do not: method, raw path, query, content.
+    /// `body` must cover everything of the request that the params do not: method, raw path, query, headers, content.
     #[must_use]
     pub fn digest(&self, body: &Digest) -> Digest {
         approval::held_digest(&self.call, body, &self.version)

@@ -2,6 +2,7 @@
 //! Place on the path: `settle` holds a call here; the control socket lists and answers.
 //! INVARIANT: write, then act: a request, an answer or an expiry is durable before anybody acts on it.
 
+mod content;
 mod settle;
 
 use std::collections::HashMap;

@@ -10,7 +10,7 @@ use policies::{
 };
 use tokio::sync::watch;
 
-use super::{Approvals, Found};
+use super::{Approvals, Found, content};
 use crate::clock;
 use crate::meter::{Meter, Stage};
 use crate::refusal::Refusal;
@@ -45,7 +45,11 @@ impl Approvals {
                 Decision::Deny(denied) => return Err(denied.into()),
                 Decision::Hold(held) => held,
             };
-            let digest = request.bound_digest(limits).await?;
+            let body = request
+                .body
+                .read_whole(limits.body_bytes, limits.body)
+                .await?;
+            let digest = content::digest(request, &body, held.call().strip());
             let left = patience.settings.hold.saturating_sub(started.elapsed());
             let waited = self
                 .wait(&held, &digest, limits.pending_approvals, left)
