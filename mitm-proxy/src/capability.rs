@@ -2,6 +2,8 @@
 //! Place on the path: after parsing, before deciding; reads the body ahead only where a matcher looks into it.
 //! INVARIANT: what no capability matches is refused; a credential is never lent to a connection in the clear.
 
+use http::Method;
+use http_body::Body as _;
 use policies::{BodyNeed, Bundle, Call, Reason};
 
 use crate::accept::Connection;
@@ -30,6 +32,14 @@ pub(crate) async fn map(
         request
             .body
             .read_whole(limit.min(limits.body_bytes), limits.body)
+            .await?;
+    }
+    // What a body does to a GET differs between servers, and its length is no longer among the headers: an empty one is read to its end,
+    // and the mapping refuses any other.
+    if matches!(*request.method(), Method::GET | Method::HEAD) && !request.body.is_end_stream() {
+        request
+            .body
+            .read_whole(limits.body_bytes, limits.body)
             .await?;
     }
     let headers = request.header_list()?;

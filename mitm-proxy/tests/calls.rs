@@ -254,6 +254,53 @@ async fn a_revoked_credential_refuses_the_next_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_the_credential_it_needs_sends_nothing() {
+    const WITHOUT: &str = "tenant = \"acme\"\nname = \"support\"\nowner = \"bob\"\nstage = \"write\"\n\
+        [[connections]]\nname = \"pay\"\nconnector = \"pay\"\n";
+    let without = World::planned(Plan {
+        agent: WITHOUT,
+        ..Plan::default()
+    })
+    .await;
+    let answer = without
+        .http1(HOST)
+        .await
+        .call("GET", "/v1/charges", "")
+        .await;
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (403, "credential_unavailable"),
+        "{answer:?}"
+    );
+    assert!(without.upstream.seen().is_empty());
+    // Positive control: the same call where the connection names the credential.
+    let with = World::start().await;
+    let answer = with.http1(HOST).await.call("GET", "/v1/charges", "").await;
+    assert_eq!((answer.status, with.upstream.seen().len()), (200, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_get_with_a_body_is_refused_though_nothing_else_reads_it() {
+    for h2 in [false, true] {
+        let world = World::start().await;
+        let mut client = if h2 {
+            world.http2(HOST).await
+        } else {
+            world.http1(HOST).await
+        };
+        let answer = client.call("GET", "/v1/charges", "limit=100").await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (400, "ambiguous_request"),
+            "{answer:?}"
+        );
+        assert!(world.upstream.seen().is_empty());
+        // Positive control.
+        assert_eq!(client.call("GET", "/v1/charges", "").await.status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_kill_switch_refuses_new_connections_and_cuts_open_ones() {
     let world = World::start().await;
     let agent = "acme/support".parse().unwrap();
