@@ -143,7 +143,7 @@ impl<'a> Request<'a> {
         Ok(())
     }
 
-    /// A header that may be sent once.
+    /// A header that may be sent once, in printable ASCII: beyond that, readers differ in charset and in what they trim.
     pub(crate) fn one_header(&self, name: &str) -> Result<Option<&'a str>, Refused> {
         self.header_beside(name)?;
         let mut values = self.header_values(name);
@@ -152,6 +152,11 @@ impl<'a> Request<'a> {
             Some(_) => Err(Refused::ambiguous(format!(
                 "the header `{name}` is sent more than once"
             ))),
+            None if first.is_some_and(|value| value.bytes().any(|b| !matches!(b, 0x20..=0x7e))) => {
+                Err(Refused::ambiguous(format!(
+                    "the header `{name}` holds more than printable ASCII"
+                )))
+            }
             None => Ok(first),
         }
     }
@@ -183,6 +188,11 @@ impl<'a> Request<'a> {
             }
             (Field::Form(name), Body::Form(fields)) => Ok(fields.mentions(name)),
             (Field::Json(pointer), Body::Json(json)) => Ok(pointer.find(json)?.is_some()),
+            // A field that must be absent is not to be had by sending the other kind of body.
+            (Field::Json(pointer), Body::Form(_)) => Ok(self.body_mentions(pointer.top())),
+            (Field::Form(name), Body::Json(_)) => {
+                Ok(self.body_mentions(name.split('[').next().unwrap_or(name)))
+            }
             _ => Ok(false),
         }
     }

@@ -178,6 +178,15 @@ fn headers_that_are_params_are_sent_once() {
         },
         AMBIGUOUS,
     );
+    for value in ["acct_1\u{a0}", "acct_\u{e9}", "acct_1\t", "acct_1\u{200b}"] {
+        check(
+            Wire {
+                headers: vec![FORM, ("stripe-account", value)],
+                ..refund(b"charge=ch_1")
+            },
+            AMBIGUOUS,
+        );
+    }
 }
 
 #[test]
