@@ -112,6 +112,17 @@ pub fn credentials_directory() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
+/// Where the environment says that trusted roots are, beside the system's places (as OpenSSL and rustls read it).
+#[must_use]
+pub fn certificate_places() -> Vec<PathBuf> {
+    ["SSL_CERT_FILE", "SSL_CERT_DIR"]
+        .into_iter()
+        .filter_map(std::env::var_os)
+        .flat_map(|places| std::env::split_paths(&places).collect::<Vec<_>>())
+        .filter(|place| place.is_absolute())
+        .collect()
+}
+
 /// True if the environment asks for reduced mode.
 #[must_use]
 pub fn reduced_by_environment() -> bool {

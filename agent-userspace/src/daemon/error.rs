@@ -9,7 +9,7 @@ use policies::Diagnostics;
 
 use super::ChannelError;
 use crate::enforce::EnforceError;
-use crate::enforce::launch::AccountError;
+use crate::enforce::launch::{AccountError, ConfineError};
 
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum DaemonError {
     /// The processes of the daemon did not understand each other.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// The proxy process cannot be shut in, and must not serve.
+    #[error("the proxy process cannot be confined: {0}")]
+    Confine(#[from] ConfineError),
     /// The configuration is broken.
     #[error("{0}")]
     Configuration(#[from] Diagnostics),

@@ -1,9 +1,10 @@
 //! The proxy process: receives what the enforcer opened, gives up root, serves.
 //! Everything that touches an agent's byte happens here; `app` is what it does, this file is how it comes to be.
-//! INVARIANT: it serves only as its own uid, without capabilities; when the enforcer is gone, so is it.
+//! INVARIANT: it serves only as its own uid, without capabilities and confined; when the enforcer is gone, so is it.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -18,7 +19,9 @@ use super::protocol::{
 };
 use super::{Channel, ChannelError, DaemonError, listeners, privileges};
 use crate::app::{self, Command, Event, KernelRefusal, Prepared, Ready, WorkerParts};
-use crate::config::{Paths, Snapshot};
+use crate::config::{Paths, Snapshot, certificate_places};
+use crate::enforce::launch::confine_proxy;
+use crate::layers::LayerState;
 use crate::origin::KernelOrigins;
 
 /// How many events or commands may wait.
@@ -102,9 +105,10 @@ fn read_document<T: serde::de::DeserializeOwned>(document: OwnedFd) -> Result<T,
 struct Worker {
     prepared: Prepared,
     handed: Handed,
+    threads: usize,
 }
 
-/// Reads what only root may read, then gives root up.
+/// Reads what only root may read, gives root up, and shuts itself in.
 fn become_worker(
     paths: &Paths,
     mut handed: Handed,
@@ -113,8 +117,16 @@ fn become_worker(
     let snapshot = std::mem::take(&mut handed.handover.snapshot);
     let prepared =
         app::prepare(paths, snapshot).map_err(|error| DaemonError::Worker(error.to_string()))?;
+    // The cgroup's share of the processors is read outside of what can be read later.
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     privileges::give_up(&handed.handover.account)
         .map_err(DaemonError::io("privileges cannot be given up"))?;
+    // Signals and files of others are out of reach from here on, as is everything that the filter refuses.
+    let walls = confine_proxy(&[&paths.state, &paths.ca_dir()], &certificate_places())?;
+    for wall in walls.iter().filter(|wall| wall.state != LayerState::Live) {
+        tracing::warn!(layer = wall.name, state = wall.state.as_str(), open = ?wall.leaves_open, "the proxy process is confined less than designed");
+    }
+    handed.handover.layers.extend(walls);
     // The enforcer may have died before its death would have been ours.
     let mut polled = [rustix::event::PollFd::new(
         channel,
@@ -127,12 +139,17 @@ fn become_worker(
     if rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|hung_up| hung_up > 0) {
         return Err(ChannelError::HungUp.into());
     }
-    Ok(Worker { prepared, handed })
+    Ok(Worker {
+        prepared,
+        handed,
+        threads,
+    })
 }
 
 impl Worker {
     fn serve(self, paths: &Paths, channel: &Channel) -> Result<(), DaemonError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(self.threads)
             .enable_all()
             .build()
             .map_err(DaemonError::io("the runtime cannot be started"))?;
@@ -141,7 +158,9 @@ impl Worker {
     }
 
     async fn serve_on_runtime(self, paths: &Paths, channel: Channel) -> Result<(), DaemonError> {
-        let Worker { prepared, handed } = self;
+        let Worker {
+            prepared, handed, ..
+        } = self;
         let origins = KernelOrigins::from_fds(handed.accepted, handed.flows)
             .map_err(DaemonError::io("the origin maps"))?;
         let channel = Arc::new(

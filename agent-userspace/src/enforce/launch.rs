@@ -7,6 +7,7 @@ mod child;
 mod hide;
 mod landlock;
 mod plan;
+mod proxy;
 mod seccomp;
 mod signals;
 mod step;
@@ -20,6 +21,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use account::{Account, AccountError};
+pub use proxy::{ConfineError, confine_proxy};
 pub use wait::Running;
 
 /// A command to start, and what it may see.
@@ -143,7 +145,7 @@ pub fn leaves_open(launch: &Launch) -> Vec<String> {
 /// Names the step that failed.
 pub fn start(launch: Launch) -> Result<Running, LaunchError> {
     refuse_foreign_sockets()?;
-    let landlock = landlock::Domain::new().map_err(|error| LaunchError::Prepare {
+    let landlock = landlock::Domain::workload().map_err(|error| LaunchError::Prepare {
         what: "Landlock".to_owned(),
         error,
     })?;

@@ -1,6 +1,9 @@
-//! The workload's system call filter: socket families by allow-list, and no way to make a socket, a namespace or a
-//! program behind the filter's or the kernel hooks' back. Installed right before execve; inherited by everything.
+//! The system call filters: one builder, one list of what nobody gets, and a file for each kind of process.
+//! A workload's is installed right before execve, the proxy process's before its first thread; both are inherited.
 //! INVARIANT: a call through another ABI (i386, x32) never reaches the kernel under another call's number.
+
+mod proxy;
+mod workload;
 
 use rustix::io::Errno;
 
@@ -21,13 +24,8 @@ const NR: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARG0: u32 = 16;
 const ARG1: u32 = 24;
+const ARG2: u32 = 32;
 
-const FAMILIES: [i32; 4] = [
-    libc::AF_UNIX,
-    libc::AF_INET,
-    libc::AF_INET6,
-    libc::AF_NETLINK,
-];
 /// `SOCK_PACKET`: the kernel turns `socket(AF_INET, SOCK_PACKET)` into a packet socket.
 const SOCK_PACKET: u32 = 10;
 const SOCK_TYPE_MASK: u32 = 0xF;
@@ -38,7 +36,7 @@ const TIOCLINUX: u32 = 0x541C;
 /// open_tree_attr(2), Linux 6.15; not in libc yet.
 const SYS_OPEN_TREE_ATTR: libc::c_long = 467;
 
-/// Refused with EPERM: what a workload could use to leave, or to have another process do it.
+/// Refused to everybody with EPERM: ways into other processes, other namespaces and the kernel.
 const REFUSED: &[libc::c_long] = &[
     // other processes' memory and descriptors
     libc::SYS_ptrace,
@@ -46,7 +44,6 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_process_vm_writev,
     libc::SYS_pidfd_getfd,
     // programs in the kernel
-    libc::SYS_bpf,
     libc::SYS_perf_event_open,
     libc::SYS_init_module,
     libc::SYS_finit_module,
@@ -88,15 +85,15 @@ const UNKNOWN: &[libc::c_long] = &[
 pub(super) struct Filter(Vec<libc::sock_filter>);
 
 impl Filter {
-    /// The filter of every workload.
-    pub(super) fn workload() -> Filter {
-        let mut program = Filter(Vec::with_capacity(160));
+    /// What every filter begins with: the one ABI, and the calls that nobody gets.
+    fn new() -> Filter {
+        let mut program = Filter(Vec::with_capacity(256));
         program.load(ARCHITECTURE);
-        program.unless_equal(ARCH, libc::SECCOMP_RET_KILL_PROCESS);
+        program.jump(libc::BPF_JEQ, ARCH, 1, 0);
+        program.answer(libc::SECCOMP_RET_KILL_PROCESS);
         program.load(NR);
         if cfg!(target_arch = "x86_64") {
-            program.jump(libc::BPF_JGE, X32_BIT, 0, 1);
-            program.answer(errno(libc::ENOSYS));
+            program.answer_if(libc::BPF_JGE, X32_BIT, errno(libc::ENOSYS));
         }
         for call in REFUSED {
             program.refuse(*call, libc::EPERM);
@@ -104,13 +101,19 @@ impl Filter {
         for call in UNKNOWN {
             program.refuse(*call, libc::ENOSYS);
         }
-        program.refuse_flag(libc::SYS_clone, libc::CLONE_NEWUSER);
-        program.refuse_flag(libc::SYS_unshare, libc::CLONE_NEWUSER);
-        program.only_families(libc::SYS_socket);
-        program.only_families(libc::SYS_socketpair);
-        program.refuse_values(libc::SYS_ioctl, ARG1, &[TIOCSTI, TIOCLINUX]);
-        program.answer(libc::SECCOMP_RET_ALLOW);
+        program.on(libc::SYS_ioctl, |block| {
+            block.load(ARG1);
+            for keystroke in [TIOCSTI, TIOCLINUX] {
+                block.answer_if(libc::BPF_JEQ, keystroke, errno(libc::EPERM));
+            }
+        });
         program
+    }
+
+    /// What is not refused is allowed.
+    fn otherwise_allowed(mut self) -> Filter {
+        self.answer(libc::SECCOMP_RET_ALLOW);
+        self
     }
 
     /// Installs it in this process. Needs no_new_privs.
@@ -136,54 +139,53 @@ impl Filter {
         self.answer(errno(error));
     }
 
-    fn refuse_flag(&mut self, call: libc::c_long, flag: i32) {
-        self.jump(libc::BPF_JEQ, number(call), 0, 4);
-        self.load(ARG0);
-        self.jump(libc::BPF_JSET, flag.cast_unsigned(), 0, 1);
-        self.answer(errno(libc::EPERM));
-        self.answer(libc::SECCOMP_RET_ALLOW);
+    /// What to say about one call, by its arguments; what the block does not answer is allowed.
+    fn on(&mut self, call: libc::c_long, block: impl FnOnce(&mut Filter)) {
+        let mut inner = Filter(Vec::new());
+        block(&mut inner);
+        inner.answer(libc::SECCOMP_RET_ALLOW);
+        // A block of more than 255 instructions would be skipped in part only; none has 30.
+        let length = u8::try_from(inner.0.len()).unwrap_or(u8::MAX);
+        self.jump(libc::BPF_JEQ, number(call), 0, length);
+        self.0.append(&mut inner.0);
     }
 
-    fn refuse_values(&mut self, call: libc::c_long, argument: u32, values: &[u32]) {
-        let block = u8::try_from(2 + 2 * values.len()).unwrap_or(u8::MAX);
-        self.jump(libc::BPF_JEQ, number(call), 0, block);
+    /// Inside a block: an argument that has none of these values is refused.
+    fn only(&mut self, argument: u32, values: &[u32], error: i32) {
         self.load(argument);
-        for value in values {
-            self.jump(libc::BPF_JEQ, *value, 0, 1);
-            self.answer(errno(libc::EPERM));
+        let count = u8::try_from(values.len()).unwrap_or(u8::MAX);
+        for (index, value) in (0_u8..).zip(values) {
+            // Past the comparisons that remain, and the refusal.
+            self.jump(libc::BPF_JEQ, *value, count.saturating_sub(index), 0);
         }
-        self.answer(libc::SECCOMP_RET_ALLOW);
+        self.answer(errno(error));
     }
 
-    /// `socket(family, type, ..)`: a family that is not listed does not exist, nor does the packet type of AF_INET.
-    fn only_families(&mut self, call: libc::c_long) {
-        const KNOWN: u8 = FAMILIES.len() as u8;
-        // load, one comparison per family, refusal; then load, mask, comparison, refusal, allow.
-        self.jump(libc::BPF_JEQ, number(call), 0, KNOWN + 7);
-        self.load(ARG0);
-        for (index, family) in (0_u8..).zip(FAMILIES) {
-            self.jump(libc::BPF_JEQ, family.cast_unsigned(), KNOWN - index, 0);
-        }
-        self.answer(errno(libc::EAFNOSUPPORT));
+    /// Inside a block of `socket(family, type, ..)`: what is not listed does not exist.
+    fn only_sockets(&mut self, families: &[i32], refused_types: &[u32]) {
+        let families: Vec<u32> = families
+            .iter()
+            .map(|family| family.cast_unsigned())
+            .collect();
+        self.only(ARG0, &families, libc::EAFNOSUPPORT);
         self.load(ARG1);
-        self.push(
-            libc::BPF_ALU | libc::BPF_AND | libc::BPF_K,
-            SOCK_TYPE_MASK,
-            0,
-            0,
-        );
-        self.jump(libc::BPF_JEQ, SOCK_PACKET, 0, 1);
-        self.answer(errno(libc::EAFNOSUPPORT));
-        self.answer(libc::SECCOMP_RET_ALLOW);
+        self.and(SOCK_TYPE_MASK);
+        for kind in refused_types {
+            self.answer_if(libc::BPF_JEQ, *kind, errno(libc::EAFNOSUPPORT));
+        }
     }
 
-    fn unless_equal(&mut self, value: u32, answer: u32) {
-        self.jump(libc::BPF_JEQ, value, 1, 0);
+    fn answer_if(&mut self, comparison: u32, value: u32, answer: u32) {
+        self.jump(comparison, value, 0, 1);
         self.answer(answer);
     }
 
     fn load(&mut self, offset: u32) {
         self.push(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset, 0, 0);
+    }
+
+    fn and(&mut self, mask: u32) {
+        self.push(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask, 0, 0);
     }
 
     fn jump(&mut self, comparison: u32, value: u32, when_true: u8, when_false: u8) {
@@ -223,133 +225,94 @@ fn number(call: libc::c_long) -> u32 {
 mod tests {
     use super::*;
 
-    /// What the filter answers to a call, by running its program as the kernel does.
-    fn answer(arch: u32, nr: u32, arguments: [u64; 2]) -> u32 {
-        let program = Filter::workload().0;
-        let word = |offset: u32| match offset {
-            NR => nr,
-            ARCHITECTURE => arch,
-            ARG0 => arguments[0] as u32,
-            ARG1 => arguments[1] as u32,
-            other => panic!("loads from offset {other}"),
-        };
-        let (mut at, mut value) = (0_usize, 0_u32);
-        loop {
-            let instruction = program[at];
-            at += 1;
-            let take = |condition: bool| {
-                usize::from(if condition {
-                    instruction.jt
-                } else {
-                    instruction.jf
-                })
+    impl Filter {
+        /// What the filter answers to a call, by running its program as the kernel does.
+        pub(super) fn run(&self, arch: u32, nr: u32, arguments: [u64; 3]) -> u32 {
+            let word = |offset: u32| match offset {
+                NR => nr,
+                ARCHITECTURE => arch,
+                ARG0 => arguments[0] as u32,
+                ARG1 => arguments[1] as u32,
+                ARG2 => arguments[2] as u32,
+                other => panic!("loads from offset {other}"),
             };
-            match u32::from(instruction.code) {
-                0x20 => value = word(instruction.k),
-                0x54 => value &= instruction.k,
-                0x15 => at += take(value == instruction.k),
-                0x35 => at += take(value >= instruction.k),
-                0x45 => at += take(value & instruction.k != 0),
-                0x06 => return instruction.k,
-                code => panic!("unknown instruction {code:#x}"),
-            }
-        }
-    }
-
-    fn call(nr: libc::c_long, arguments: [u64; 2]) -> u32 {
-        answer(ARCH, number(nr), arguments)
-    }
-
-    #[test]
-    fn the_families_of_the_list_pass_and_no_others() {
-        for syscall in [libc::SYS_socket, libc::SYS_socketpair] {
-            for family in 0..64_u64 {
-                let listed = FAMILIES.iter().any(|known| *known as u64 == family);
-                let wanted = if listed {
-                    libc::SECCOMP_RET_ALLOW
-                } else {
-                    errno(libc::EAFNOSUPPORT)
+            let (mut at, mut value) = (0_usize, 0_u32);
+            loop {
+                let instruction = self.0[at];
+                at += 1;
+                let take = |condition: bool| {
+                    usize::from(if condition {
+                        instruction.jt
+                    } else {
+                        instruction.jf
+                    })
                 };
-                assert_eq!(
-                    call(syscall, [family, libc::SOCK_STREAM as u64]),
-                    wanted,
-                    "family {family}"
-                );
+                match u32::from(instruction.code) {
+                    0x20 => value = word(instruction.k),
+                    0x54 => value &= instruction.k,
+                    0x15 => at += take(value == instruction.k),
+                    0x35 => at += take(value >= instruction.k),
+                    0x45 => at += take(value & instruction.k != 0),
+                    0x06 => return instruction.k,
+                    code => panic!("unknown instruction {code:#x}"),
+                }
             }
         }
-    }
 
-    #[test]
-    fn bits_above_the_kernels_int_do_not_help() {
-        let dressed_up = (1 << 32) | libc::AF_PACKET as u64;
-        assert_eq!(
-            call(libc::SYS_socket, [dressed_up, 3]),
-            errno(libc::EAFNOSUPPORT)
-        );
-        let flags = (7 << 32) | libc::CLONE_NEWUSER as u64;
-        assert_eq!(call(libc::SYS_unshare, [flags, 0]), errno(libc::EPERM));
-    }
-
-    #[test]
-    fn the_packet_type_of_inet_is_a_packet_socket() {
-        let typed = u64::from(SOCK_PACKET) | libc::SOCK_CLOEXEC as u64;
-        assert_eq!(
-            call(libc::SYS_socket, [libc::AF_INET as u64, typed]),
-            errno(libc::EAFNOSUPPORT)
-        );
-    }
-
-    #[test]
-    fn user_namespaces_are_refused_and_threads_are_not() {
-        for syscall in [libc::SYS_clone, libc::SYS_unshare] {
-            assert_eq!(
-                call(syscall, [libc::CLONE_NEWUSER as u64, 0]),
-                errno(libc::EPERM)
-            );
-            assert_eq!(
-                call(syscall, [(libc::CLONE_VM | libc::CLONE_FILES) as u64, 0]),
-                libc::SECCOMP_RET_ALLOW
-            );
+        pub(super) fn call(&self, nr: libc::c_long, arguments: [u64; 3]) -> u32 {
+            self.run(ARCH, number(nr), arguments)
         }
-        assert_eq!(call(libc::SYS_clone3, [0, 0]), errno(libc::ENOSYS));
+    }
+
+    fn both() -> [Filter; 2] {
+        [Filter::workload(), Filter::proxy()]
     }
 
     #[test]
     fn keystrokes_cannot_be_put_into_the_terminal() {
-        assert_eq!(
-            call(libc::SYS_ioctl, [0, TIOCSTI.into()]),
-            errno(libc::EPERM)
-        );
-        assert_eq!(
-            call(libc::SYS_ioctl, [0, TIOCLINUX.into()]),
-            errno(libc::EPERM)
-        );
-        assert_eq!(
-            call(libc::SYS_ioctl, [0, libc::TIOCGWINSZ]),
-            libc::SECCOMP_RET_ALLOW
-        );
+        for filter in both() {
+            for keystroke in [TIOCSTI, TIOCLINUX] {
+                assert_eq!(
+                    filter.call(libc::SYS_ioctl, [0, keystroke.into(), 0]),
+                    errno(libc::EPERM)
+                );
+            }
+            assert_eq!(
+                filter.call(libc::SYS_ioctl, [0, libc::TIOCGWINSZ, 0]),
+                libc::SECCOMP_RET_ALLOW
+            );
+        }
     }
 
     #[test]
-    fn every_listed_call_is_refused_and_ordinary_ones_pass() {
-        for refused in REFUSED {
-            assert_eq!(call(*refused, [0, 0]), errno(libc::EPERM), "{refused}");
-        }
-        for unknown in UNKNOWN {
-            assert_eq!(call(*unknown, [0, 0]), errno(libc::ENOSYS), "{unknown}");
-        }
-        for ordinary in [
-            libc::SYS_read,
-            libc::SYS_connect,
-            libc::SYS_execve,
-            libc::SYS_exit_group,
-            libc::SYS_futex,
-        ] {
-            assert_eq!(
-                call(ordinary, [0, 0]),
-                libc::SECCOMP_RET_ALLOW,
-                "{ordinary}"
-            );
+    fn what_nobody_gets_is_refused_and_ordinary_calls_pass() {
+        for filter in both() {
+            for refused in REFUSED {
+                assert_eq!(
+                    filter.call(*refused, [0; 3]),
+                    errno(libc::EPERM),
+                    "{refused}"
+                );
+            }
+            for unknown in UNKNOWN {
+                assert_eq!(
+                    filter.call(*unknown, [0; 3]),
+                    errno(libc::ENOSYS),
+                    "{unknown}"
+                );
+            }
+            for ordinary in [
+                libc::SYS_read,
+                libc::SYS_connect,
+                libc::SYS_exit_group,
+                libc::SYS_futex,
+            ] {
+                assert_eq!(
+                    filter.call(ordinary, [0; 3]),
+                    libc::SECCOMP_RET_ALLOW,
+                    "{ordinary}"
+                );
+            }
         }
     }
 
@@ -357,13 +320,24 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn other_abis_do_not_pass_under_other_numbers() {
         const I386: u32 = 0x4000_0003;
-        assert_eq!(answer(I386, 359, [16, 3]), libc::SECCOMP_RET_KILL_PROCESS);
-        let x32_socket = X32_BIT | number(libc::SYS_socket);
-        assert_eq!(
-            answer(ARCH, x32_socket, [libc::AF_PACKET as u64, 3]),
-            errno(libc::ENOSYS)
-        );
-        let x32_read = X32_BIT;
-        assert_eq!(answer(ARCH, x32_read, [0, 0]), errno(libc::ENOSYS));
+        for filter in both() {
+            assert_eq!(
+                filter.run(I386, 359, [16, 3, 0]),
+                libc::SECCOMP_RET_KILL_PROCESS
+            );
+            let x32_socket = X32_BIT | number(libc::SYS_socket);
+            assert_eq!(
+                filter.run(ARCH, x32_socket, [libc::AF_PACKET as u64, 3, 0]),
+                errno(libc::ENOSYS)
+            );
+            assert_eq!(filter.run(ARCH, X32_BIT, [0; 3]), errno(libc::ENOSYS));
+        }
+    }
+
+    #[test]
+    fn both_fit_what_the_kernel_takes() {
+        for filter in both() {
+            assert!(filter.0.len() < 4096, "BPF_MAXINSNS");
+        }
     }
 }
