@@ -8,6 +8,7 @@ use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use policies::AgentId;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -15,11 +16,13 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::output::Output;
 use super::{Failure, Global};
 use crate::daemon::protocol::{FromRun, Refusal, ToRun};
-use crate::daemon::{Channel, connect_to_enforcer};
+use crate::daemon::{Channel, ChannelError, connect_to_enforcer};
 use crate::enforce::launch::{self, Account, Launch, LaunchError, Running};
 
 /// The command did not run.
 const REFUSED: u8 = 125;
+/// How long the daemon may take to admit the workload.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A certificate longer than this is none.
 const MAX_PEM: u64 = 64 * 1024;
 
@@ -120,8 +123,12 @@ fn ask(enforcer: &Channel, args: &Args, directory: &Path) -> Result<Admitted, Fa
     };
     let heard = enforcer
         .send(&question, &[])
-        .and_then(|()| enforcer.receive::<ToRun>());
-    match heard.map_err(|error| refused(&format!("the daemon: {error}")))? {
+        .and_then(|()| enforcer.receive_within::<ToRun>(PATIENCE));
+    let heard = heard.map_err(|error| match error {
+        ChannelError::Late(_) => refused(&format!("admission_timeout: the daemon: {error}")),
+        error => refused(&format!("the daemon: {error}")),
+    })?;
+    match heard {
         Some((
             ToRun::Admitted {
                 ca_pem, nameserver, ..

@@ -4,12 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use policies::{AgentId, WorkloadId};
 use tokio::sync::oneshot;
 
 use super::protocol::{Refusal, Ticket, WorkloadFacts};
 use super::runs::Admission;
+
+/// How long the proxy process may take to answer; less than `sluice run` waits, so that it hears why.
+pub(super) const TIME_TO_ADMIT: Duration = Duration::from_secs(8);
 
 /// One workload.
 #[derive(Debug)]
@@ -25,6 +29,7 @@ pub(super) struct Waiting {
     pub(super) workload: WorkloadId,
     pub(super) cgroup: OwnedFd,
     pub(super) reply: oneshot::Sender<Result<Admission, Refusal>>,
+    pub(super) since: Instant,
 }
 
 /// The book.
@@ -111,8 +116,47 @@ impl Book {
         self.waiting.remove(&ticket)
     }
 
+    /// Everybody whose answer has taken too long. Should it still come, nobody waits for it.
+    pub(super) fn overdue(&mut self, now: Instant) -> Vec<Waiting> {
+        self.waiting
+            .extract_if(.., |_, waiting| {
+                now.saturating_duration_since(waiting.since) >= TIME_TO_ADMIT
+            })
+            .map(|(_, waiting)| waiting)
+            .collect()
+    }
+
     /// Everybody whose answer will not come, because the proxy process ended.
     pub(super) fn unanswered(&mut self) -> Vec<Waiting> {
         std::mem::take(&mut self.waiting).into_values().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_does_not_answer_in_time_is_overdue_once() {
+        let mut book = Book::default();
+        let asked = Instant::now();
+        let (first, second) = (book.ticket(), book.ticket());
+        for (ticket, since) in [(first, asked), (second, asked + Duration::from_secs(5))] {
+            let (reply, _) = oneshot::channel();
+            let waiting = Waiting {
+                workload: WorkloadId(ticket.0),
+                cgroup: std::fs::File::open("/").unwrap().into(),
+                reply,
+                since,
+            };
+            book.wait(ticket, waiting);
+        }
+        assert!(book.overdue(asked + Duration::from_secs(7)).is_empty());
+        let overdue = book.overdue(asked + TIME_TO_ADMIT);
+        assert_eq!(overdue.len(), 1);
+        assert_eq!(overdue[0].workload, WorkloadId(first.0));
+        assert!(book.answered(first).is_none(), "a late answer finds nobody");
+        assert!(book.overdue(asked + TIME_TO_ADMIT).is_empty());
+        assert!(book.answered(second).is_some());
     }
 }

@@ -5,6 +5,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -33,6 +34,9 @@ pub enum ChannelError {
     /// The system refused.
     #[error("channel: {0}")]
     Io(#[from] io::Error),
+    /// Nothing came in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Late(Duration),
     /// The packet is no message of this channel.
     #[error("not a message of this protocol: {0}")]
     Malformed(#[from] serde_json::Error),
@@ -106,6 +110,26 @@ impl Channel {
     /// The packet is no message, or reading failed.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
         receive(self.0.as_fd())
+    }
+
+    /// Receives one message, for which it waits at most this long.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`], and [`ChannelError::Late`].
+    pub fn receive_within<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
+        let receive_timeout = rustix::net::sockopt::Timeout::Recv;
+        rustix::net::sockopt::set_socket_timeout(&self.0, receive_timeout, Some(patience))?;
+        let received = match self.receive() {
+            Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(ChannelError::Late(patience))
+            }
+            received => received,
+        };
+        rustix::net::sockopt::set_socket_timeout(&self.0, receive_timeout, None)?;
+        received
     }
 
     /// Receives one message that must come, with exactly this many descriptors.
@@ -387,6 +411,17 @@ mod tests {
             panic!("{message:?}")
         };
         assert_eq!(found, refusal);
+    }
+
+    #[test]
+    fn patience_ends_and_a_message_in_time_is_heard() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let patience = Duration::from_millis(50);
+        let late = theirs.receive_within::<ToWorker>(patience);
+        assert!(matches!(late, Err(ChannelError::Late(_))), "{late:?}");
+        ours.send(&ToWorker::Stop {}, &[]).unwrap();
+        let heard = theirs.receive_within::<ToWorker>(patience).unwrap();
+        assert!(matches!(heard, Some((ToWorker::Stop {}, _))));
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use policies::{AgentId, WorkloadId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::DaemonError;
-use super::admission::{Book, Waiting};
+use super::admission::{Book, TIME_TO_ADMIT, Waiting};
 use super::error::in_full;
 use super::events::{Input, Inputs};
 use super::listeners::Sockets;
@@ -315,6 +315,7 @@ impl Enforcer {
     }
 
     async fn tick(&mut self) {
+        self.refuse_overdue();
         if self.restart.due.is_some_and(|due| due <= Instant::now()) {
             self.restart.due = None;
             if let Err(error) = self.start_worker().await {
@@ -347,6 +348,25 @@ impl Enforcer {
                 error = in_full(&error),
                 "the kernel's counts cannot be read"
             ),
+        }
+    }
+
+    /// Whoever has waited too long for the proxy process's answer is refused; the workload goes as if it were left.
+    fn refuse_overdue(&mut self) {
+        for waiting in self.book.overdue(Instant::now()) {
+            tracing::error!(
+                workload = waiting.workload.0,
+                "the proxy process does not answer; the workload is refused"
+            );
+            self.book.leave(waiting.workload);
+            let detail = format!(
+                "admission_timeout: the proxy process did not answer within {} s",
+                TIME_TO_ADMIT.as_secs()
+            );
+            drop(waiting.reply.send(Err(Refusal {
+                reason: None,
+                detail,
+            })));
         }
     }
 
@@ -448,6 +468,7 @@ impl Enforcer {
                 workload: admitted.id,
                 cgroup: admitted.cgroup,
                 reply,
+                since: Instant::now(),
             },
         );
         self.tell(&ToWorker::Admit { ticket, workload }, None).await;
