@@ -1,6 +1,6 @@
 //! The packet-level floor: whatever the socket calls did, only these packets leave.
 //! On the path: after connect() and sendmsg(), for each packet; it trusts the packet's own bytes and the interface, nothing else.
-//! INVARIANT: out by loopback only, plain headers only, TCP or UDP only, to the proxy, the resolver, or a socket of the same workload.
+//! INVARIANT: out by loopback only, plain headers only (and the kernel's own jumbo header), TCP or UDP only, to the proxy, the resolver, or a socket of the same workload.
 
 use core::ffi::c_void;
 
@@ -20,6 +20,12 @@ const IPV4_PLAIN: u8 = 0x45;
 const IPV4_FRAGMENT: u16 = 0x3fff;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
+/// RFC 2675: a hop-by-hop header with nothing but the jumbo payload option. The kernel puts it before TCP segments that are
+/// longer than 64 KiB and not yet split (BIG TCP, 5.19); it leads nowhere.
+const HOP_BY_HOP: u8 = 0;
+const JUMBO_HEADER: usize = 8;
+const JUMBO: u8 = 0xc2;
+const JUMBO_LENGTH: u8 = 4;
 const TCP_FLAGS: usize = 13;
 const TCP_SYN: u8 = 0x02;
 
@@ -160,6 +166,20 @@ fn parse6(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
     if is_mapped(&header.destination) {
         return Err(Refusal(refusal::PACKET));
     }
+    if header.next_header == HOP_BY_HOP {
+        let [next, length, option, option_length] = load::<[u8; 4]>(ctx, IPV6_HEADER)?;
+        let jumbo = header.length == 0 && length == 0 && option == JUMBO && option_length == JUMBO_LENGTH;
+        if !jumbo || u32::from(next) != PROTOCOL_TCP {
+            return Err(Refusal(refusal::PACKET));
+        }
+        return transport(
+            ctx,
+            IPV6_HEADER + JUMBO_HEADER,
+            next,
+            header.source,
+            header.destination,
+        );
+    }
     transport(
         ctx,
         IPV6_HEADER,
@@ -169,7 +189,7 @@ fn parse6(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
     )
 }
 
-/// The ports; an extension header or another protocol is refused here.
+/// The ports; another extension header or protocol is refused here.
 #[inline(always)]
 fn transport(
     ctx: &SkBuffContext,

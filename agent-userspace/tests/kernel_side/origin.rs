@@ -33,6 +33,26 @@ fn a_redirected_connection_reports_its_original_destination() {
 }
 
 #[test]
+fn a_large_upload_passes_in_either_family() {
+    const MEBIBYTES: usize = 64;
+    let mut host = Host::start();
+    let (mut workload, _) = host.workload();
+    for asked in ["198.18.0.7:443".to_owned(), format!("[{}]:443", pool6(9))] {
+        workload.tell(&format!("upload {MEBIBYTES} {asked}"));
+        let (mut stream, _) = host.accept();
+        stream.set_nonblocking(false).unwrap();
+        stream
+            .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+            .unwrap();
+        let arrived = std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+        assert_eq!(arrived, (MEBIBYTES << 20) as u64, "to {asked}");
+        workload.answer().unwrap();
+    }
+    let counts = host.enforcement().refusals().unwrap();
+    assert!(counts.iter().all(|(_, count)| *count == 0), "{counts:?}");
+}
+
+#[test]
 fn a_connection_of_an_ungoverned_process_has_no_origin_and_is_not_disturbed() {
     let mut host = Host::start();
     let mut outsider = Puppet::start(None);

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// The cgroup that a puppet enters before it does anything else.
 const CGROUP: &str = "SLUICE_TEST_CGROUP";
@@ -115,6 +115,10 @@ impl Puppet {
         self.answer()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The socket that descriptors come through.
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.strings.get_ref().as_fd()
@@ -161,6 +165,7 @@ impl Limbs {
             ["connect", to] => self.connect(to, None),
             ["connect", to, "device", device] => self.connect(to, Some(device)),
             ["burst", count, to] => burst(count.parse().unwrap(), to),
+            ["upload", mebibytes, to] => upload(mebibytes.parse().unwrap(), to),
             ["listen", at] => self.listen(at),
             ["accept", index] => {
                 let (socket, _) = self.socket(index).accept()?;
@@ -250,6 +255,37 @@ impl Limbs {
                 Ok(String::new())
             }
             ["take_socket"] => self.take_socket(),
+            ["take_file"] => {
+                super::host::say_ready()?;
+                match super::host::receive_fds(rustix::stdio::stdin())?.as_slice() {
+                    [_file] => Ok(String::new()),
+                    _ => Err(io::ErrorKind::InvalidData.into()),
+                }
+            }
+            ["unixlisten", kind, at] => {
+                let socket = Socket::new(Domain::UNIX, unix_kind(kind), None)?;
+                socket.bind(&SockAddr::unix(at)?)?;
+                if *kind == "stream" {
+                    socket.listen(16)?;
+                }
+                self.keep(socket);
+                Ok(String::new())
+            }
+            ["unixconnect", kind, at] => {
+                let socket = Socket::new(Domain::UNIX, unix_kind(kind), None)?;
+                socket.connect(&SockAddr::unix(at)?)?;
+                self.keep(socket);
+                Ok(String::new())
+            }
+            ["take_fd_of", pid] => {
+                let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+                let process =
+                    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+                let flags = rustix::process::PidfdGetfdFlags::empty();
+                rustix::process::pidfd_getfd(process, 0, flags)?;
+                Ok(String::new())
+            }
+            ["first_bpf_program"] => super::net::first_bpf_program().map(|()| String::new()),
             ["give_socket", index] => {
                 super::host::send_fds(rustix::stdio::stdin(), &[self.socket(index).as_fd()])
                     .map(|()| String::new())
@@ -301,6 +337,13 @@ impl Limbs {
     }
 }
 
+fn unix_kind(kind: &str) -> Type {
+    match kind {
+        "stream" => Type::STREAM,
+        _ => Type::DGRAM,
+    }
+}
+
 fn make(at: SocketAddr, kind: Type) -> io::Result<Socket> {
     let protocol = if kind == Type::STREAM {
         Protocol::TCP
@@ -321,6 +364,17 @@ fn burst(count: u16, to: &str) -> io::Result<String> {
     for port in 1000..1000 + count {
         let stream = TcpStream::connect((host, port))?;
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    }
+    Ok(String::new())
+}
+
+/// Writes in pieces so large that the kernel makes segments of more than 64 KiB.
+fn upload(mebibytes: usize, to: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(to.parse::<SocketAddr>().unwrap())?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let piece = vec![7; 4 << 20];
+    for _ in 0..mebibytes / 4 {
+        stream.write_all(&piece)?;
     }
     Ok(String::new())
 }
