@@ -168,7 +168,8 @@ fn parse6(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
     }
     if header.next_header == HOP_BY_HOP {
         let [next, length, option, option_length] = load::<[u8; 4]>(ctx, IPV6_HEADER)?;
-        let jumbo = header.length == 0 && length == 0 && option == JUMBO && option_length == JUMBO_LENGTH;
+        let jumbo =
+            header.length == 0 && length == 0 && option == JUMBO && option_length == JUMBO_LENGTH;
         if !jumbo || u32::from(next) != PROTOCOL_TCP {
             return Err(Refusal(refusal::PACKET));
         }
