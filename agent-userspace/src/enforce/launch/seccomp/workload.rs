@@ -2,7 +2,7 @@
 //! An unmodified program runs under it, so that only what would undo the walls is refused.
 //! INVARIANT: families by allow-list; no user namespace, in which a process would have capabilities again.
 
-use super::{ARG0, Filter, SOCK_PACKET, errno};
+use super::{ARG0, ARG2, Filter, SOCK_PACKET, errno};
 
 const FAMILIES: [i32; 4] = [
     libc::AF_UNIX,
@@ -24,9 +24,23 @@ impl Filter {
             });
         }
         for call in [libc::SYS_socket, libc::SYS_socketpair] {
-            program.on(call, |block| block.only_sockets(&FAMILIES, &[SOCK_PACKET]));
+            program.on(call, |block| {
+                block.only_sockets(&FAMILIES, &[SOCK_PACKET]);
+                block.only_route_netlink();
+            });
         }
         program.otherwise_allowed()
+    }
+
+    /// Inside a block of `socket(family, type, protocol)`: of netlink only routing, which the C library asks for addresses.
+    /// Others reach the audit, firewall and IPsec parts of the kernel.
+    fn only_route_netlink(&mut self) {
+        self.load(ARG0);
+        // Another family: past the next three.
+        self.jump(libc::BPF_JEQ, libc::AF_NETLINK.cast_unsigned(), 0, 3);
+        self.load(ARG2);
+        self.jump(libc::BPF_JEQ, libc::NETLINK_ROUTE.cast_unsigned(), 1, 0);
+        self.answer(errno(libc::EPROTONOSUPPORT));
     }
 }
 
@@ -54,6 +68,22 @@ mod tests {
                     "family {family}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn of_netlink_only_routing_passes() {
+        for protocol in 0..32_u64 {
+            let wanted = if protocol == libc::NETLINK_ROUTE as u64 {
+                libc::SECCOMP_RET_ALLOW
+            } else {
+                errno(libc::EPROTONOSUPPORT)
+            };
+            let netlink = [libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, protocol];
+            assert_eq!(Filter::workload().call(libc::SYS_socket, netlink), wanted);
+            let inet = [libc::AF_INET as u64, libc::SOCK_STREAM as u64, protocol];
+            let passes = Filter::workload().call(libc::SYS_socket, inet);
+            assert_eq!(passes, libc::SECCOMP_RET_ALLOW);
         }
     }
 
