@@ -121,7 +121,7 @@ pub struct Enforcement {
     tree: Tree,
     pins: Pins,
     maps: Maps,
-    lsm: Result<(), String>,
+    lsm: attach::Tried,
     next_number: u64,
     /// Passes on what programs log; goes to the first reader of events.
     log: Mutex<Option<Flush>>,

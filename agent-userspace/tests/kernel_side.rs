@@ -25,6 +25,8 @@ mod puppet;
 mod adoption;
 #[path = "kernel_side/foreign.rs"]
 mod foreign;
+#[path = "kernel_side/lsm.rs"]
+mod lsm;
 #[path = "kernel_side/names.rs"]
 mod names;
 #[path = "kernel_side/options.rs"]

@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 /// The version of everything in this crate. Any change of a size, a field or a meaning raises it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// An address as its bytes lie in a packet, read as four native words.
 pub type Address = [u32; 4];
@@ -112,6 +112,17 @@ pub struct Socket {
     pub pad: u32,
 }
 
+impl Socket {
+    /// Nothing known; all-zero.
+    pub const NONE: Self = Self {
+        netns: 0,
+        origin: Origin::NONE,
+        peer: [0; 4],
+        peer_port: 0,
+        pad: 0,
+    };
+}
+
 /// What is known of a workload; the value of `WORKLOADS`. Absent means unknown, and unknown is refused.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,32 +175,36 @@ pub struct Rate {
 pub mod refusal {
     /// Binding the proxy's or the resolver's port.
     pub const BIND: u32 = 0;
+    /// A Unix socket of somebody outside the workload.
+    pub const BROKER: u32 = 1;
     /// The configuration is absent, of another version, or its ports are not published.
-    pub const CONFIG: u32 = 1;
+    pub const CONFIG: u32 = 2;
     /// A UDP destination that is neither a resolver nor the workload's own.
-    pub const DATAGRAM: u32 = 2;
+    pub const DATAGRAM: u32 = 3;
     /// A UDP socket towards a synthetic address: QUIC, or the C library sorting addresses.
-    pub const DATAGRAM_NAME: u32 = 3;
+    pub const DATAGRAM_NAME: u32 = 4;
     /// A TCP destination that stands for no name.
-    pub const DESTINATION_UNKNOWN: u32 = 4;
+    pub const DESTINATION_UNKNOWN: u32 = 5;
     /// A socket family, type or protocol that may not exist.
-    pub const FAMILY: u32 = 5;
+    pub const FAMILY: u32 = 6;
     /// A map or a socket's storage could not remember.
-    pub const MAP_FULL: u32 = 6;
+    pub const MAP_FULL: u32 = 7;
     /// A socket option that joins a group or chooses another way for packets.
-    pub const OPTION: u32 = 7;
+    pub const OPTION: u32 = 8;
     /// A packet that the egress floor does not let out.
-    pub const PACKET: u32 = 8;
+    pub const PACKET: u32 = 9;
     /// Dialling the proxy's or the resolver's own port.
-    pub const PROXY_PORT: u32 = 9;
+    pub const PROXY_PORT: u32 = 10;
     /// A socket that another workload, or nobody governed, made.
-    pub const SOCKET_FOREIGN: u32 = 10;
+    pub const SOCKET_FOREIGN: u32 = 11;
+    /// Reaching into another process, or bpf(2).
+    pub const TASK: u32 = 12;
     /// The workload is switched off.
-    pub const WORKLOAD_DISABLED: u32 = 11;
+    pub const WORKLOAD_DISABLED: u32 = 13;
     /// A task under the governed cgroup, in no admitted workload.
-    pub const WORKLOAD_UNKNOWN: u32 = 12;
+    pub const WORKLOAD_UNKNOWN: u32 = 14;
     /// How many kinds there are.
-    pub const COUNT: u32 = 13;
+    pub const COUNT: u32 = 15;
 }
 
 /// Entries of `WORKLOADS`.

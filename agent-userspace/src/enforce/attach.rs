@@ -52,8 +52,22 @@ pub(super) const PROGRAMS: [(&str, Place); 19] = [
     ("connect6", Place::Agents),
 ];
 
-/// The LSM program, which some kernels refuse.
-pub(super) const LSM: &str = "socket_create";
+/// The LSM programs with their hooks; each is tried by itself, and some kernels refuse all of them.
+const LSM: [(&str, &str); 10] = [
+    ("socket_create", "socket_create"),
+    ("socket_post_create", "socket_post_create"),
+    ("socket_connect", "socket_connect"),
+    ("socket_sendmsg", "socket_sendmsg"),
+    ("socket_setsockopt", "socket_setsockopt"),
+    ("file_receive", "file_receive"),
+    ("unix_stream_connect", "unix_stream_connect"),
+    ("unix_may_send", "unix_may_send"),
+    ("ptrace_access_check", "ptrace_access_check"),
+    ("bpf_call", "bpf"),
+];
+
+/// What became of each LSM program: in force, or why not.
+pub(super) type Tried = Vec<(&'static str, Result<(), String>)>;
 
 /// Loads every program and attaches it, or updates the link that is pinned already.
 pub(super) fn attach_all(object: &mut Ebpf, tree: &Tree, pins: &Pins) -> Result<(), EnforceError> {
@@ -68,31 +82,55 @@ pub(super) fn attach_all(object: &mut Ebpf, tree: &Tree, pins: &Pins) -> Result<
     Ok(())
 }
 
-/// Tries the LSM program: it is live if it loads and attaches and the kernel runs BPF LSM programs at all.
-pub(super) fn try_lsm(object: &mut Ebpf, pins: &Pins) -> Result<(), String> {
-    if !kernel_runs_bpf_lsm() {
-        return Err(
-            "`bpf` is not among the kernel's active LSMs (boot with lsm=...,bpf)".to_owned(),
-        );
-    }
-    let btf = Btf::from_sys_fs().map_err(|error| format!("the kernel has no BTF: {error}"))?;
+/// Tries the LSM programs: one is live if it loads and attaches and the kernel runs BPF LSM programs at all.
+pub(super) fn try_lsm(object: &mut Ebpf, pins: &Pins) -> Tried {
+    let kernel = kernel_runs_bpf_lsm().then_some(()).ok_or_else(|| {
+        "`bpf` is not among the kernel's active LSMs (boot with lsm=...,bpf)".to_owned()
+    });
+    let types = kernel.and_then(|()| {
+        Btf::from_sys_fs().map_err(|error| format!("the kernel has no BTF: {error}"))
+    });
+    LSM.into_iter()
+        .map(|(name, hook)| {
+            let tried = match &types {
+                Ok(types) => try_one(object, pins, types, name, hook),
+                Err(why) => Err(why.clone()),
+            };
+            (name, tried)
+        })
+        .collect()
+}
+
+fn try_one(
+    object: &mut Ebpf,
+    pins: &Pins,
+    types: &Btf,
+    name: &str,
+    hook: &str,
+) -> Result<(), String> {
     let program: &mut Lsm = object
-        .program_mut(LSM)
+        .program_mut(name)
         .ok_or("the program is missing")?
         .try_into()
         .map_err(|error| format!("{error}"))?;
     program
-        .load(LSM, &btf)
-        .map_err(|error| format!("the kernel refuses to load it: {}", root_cause(&error)))?;
-    let link = program
-        .attach()
-        .map_err(|error| format!("the kernel refuses to attach it: {}", root_cause(&error)))?;
+        .load(hook, types)
+        .map_err(|error| format!("the kernel refuses to load {name}: {}", root_cause(&error)))?;
+    let link = program.attach().map_err(|error| {
+        format!(
+            "the kernel refuses to attach {name}: {}",
+            root_cause(&error)
+        )
+    })?;
     let link: FdLink = program
         .take_link(link)
         .map_err(|error| format!("{error}"))?
         .into();
     // The new one is in force before the old one goes; a crash in between leaves a second pin, which the next start replaces.
-    let (path, next) = (pins.path(&link_name(LSM)), pins.path("next_socket_create"));
+    let (path, next) = (
+        pins.path(&link_name(name)),
+        pins.path(&format!("next_{name}")),
+    );
     let _no_stale_pin = fs::remove_file(&next);
     let _pinned = link
         .pin(&next)

@@ -20,6 +20,8 @@ use super::object;
 pub enum RefusalKind {
     /// Binding the proxy's or the resolver's port.
     Bind,
+    /// A Unix socket of somebody outside the workload.
+    Broker,
     /// The configuration is absent, of another version, or its ports are not published.
     Config,
     /// A UDP destination that is neither a resolver nor the workload's own.
@@ -40,6 +42,8 @@ pub enum RefusalKind {
     ProxyPort,
     /// A socket that another workload, or nobody governed, made.
     SocketForeign,
+    /// Reaching into another process, or bpf(2).
+    Task,
     /// The workload is switched off.
     WorkloadDisabled,
     /// A task under the governed cgroup, in no admitted workload.
@@ -50,6 +54,7 @@ impl RefusalKind {
     /// Every kind, in the order of their numbers.
     pub const ALL: [RefusalKind; refusal::COUNT as usize] = [
         RefusalKind::Bind,
+        RefusalKind::Broker,
         RefusalKind::Config,
         RefusalKind::Datagram,
         RefusalKind::DatagramName,
@@ -60,6 +65,7 @@ impl RefusalKind {
         RefusalKind::Packet,
         RefusalKind::ProxyPort,
         RefusalKind::SocketForeign,
+        RefusalKind::Task,
         RefusalKind::WorkloadDisabled,
         RefusalKind::WorkloadUnknown,
     ];
@@ -69,6 +75,7 @@ impl RefusalKind {
     pub fn as_str(self) -> &'static str {
         match self {
             RefusalKind::Bind => "bind",
+            RefusalKind::Broker => "broker",
             RefusalKind::Config => "config",
             RefusalKind::Datagram => "datagram",
             RefusalKind::DatagramName => "datagram_name",
@@ -79,6 +86,7 @@ impl RefusalKind {
             RefusalKind::Packet => "packet",
             RefusalKind::ProxyPort => "proxy_port",
             RefusalKind::SocketForeign => "socket_foreign",
+            RefusalKind::Task => "task",
             RefusalKind::WorkloadDisabled => "workload_disabled",
             RefusalKind::WorkloadUnknown => "workload_unknown",
         }
@@ -88,6 +96,7 @@ impl RefusalKind {
     pub(super) fn number(self) -> u32 {
         match self {
             RefusalKind::Bind => refusal::BIND,
+            RefusalKind::Broker => refusal::BROKER,
             RefusalKind::Config => refusal::CONFIG,
             RefusalKind::Datagram => refusal::DATAGRAM,
             RefusalKind::DatagramName => refusal::DATAGRAM_NAME,
@@ -98,6 +107,7 @@ impl RefusalKind {
             RefusalKind::Packet => refusal::PACKET,
             RefusalKind::ProxyPort => refusal::PROXY_PORT,
             RefusalKind::SocketForeign => refusal::SOCKET_FOREIGN,
+            RefusalKind::Task => refusal::TASK,
             RefusalKind::WorkloadDisabled => refusal::WORKLOAD_DISABLED,
             RefusalKind::WorkloadUnknown => refusal::WORKLOAD_UNKNOWN,
         }

@@ -2,7 +2,7 @@
 //! Place on the path: beside it.
 //! INVARIANT: a layer is live only if its links were just seen attached to the live cgroup; what is missing says what it leaves open.
 
-use super::attach::{self, Place};
+use super::attach::{self, Place, Tried};
 use super::cgroup::Tree;
 use super::error::EnforceError;
 use super::pins::Pins;
@@ -60,26 +60,71 @@ const FOREIGN: Layer = (
     ],
     "a socket made by an ungoverned process and handed over (SCM_RIGHTS, pidfd_getfd) connects and sends where it will",
 );
+const LABEL: &str = "a workload's process that gets at the cgroup file system, which the launcher hides, or is moved by somebody outside, leaves its cgroup and is governed no more";
 const CONNECTED: &str = "a socket that an ungoverned process made and connected (or a raw one), handed over by SCM_RIGHTS or pidfd_getfd, keeps its way out";
 
+/// The layers of BPF LSM programs.
+const LSM: [Layer; 5] = [
+    (
+        "lsm",
+        &["socket_create"],
+        "no second wall against packet, vsock, XDP and netlink sockets: only seccomp and the missing CAP_NET_RAW stop them",
+    ),
+    FOREIGN_LSM,
+    (
+        "lsm_unix",
+        &["socket_post_create", "unix_stream_connect", "unix_may_send"],
+        "brokers over Unix sockets that the launcher does not hide can be asked to act",
+    ),
+    (
+        "lsm_ptrace",
+        &["ptrace_access_check"],
+        "no second wall against taking over another process: only seccomp, Landlock and uids stop it",
+    ),
+    (
+        "lsm_bpf",
+        &["bpf_call"],
+        "no second wall against bpf(2): only seccomp and the missing CAP_BPF stop it",
+    ),
+];
+const FOREIGN_LSM: Layer = (
+    "lsm_socket",
+    &[
+        "socket_post_create",
+        "socket_connect",
+        "socket_sendmsg",
+        "socket_setsockopt",
+        "file_receive",
+    ],
+    CONNECTED,
+);
+
 /// Every layer, best first.
-pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Result<(), String>) -> Vec<LayerReport> {
+pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Tried) -> Vec<LayerReport> {
     let mut reports: Vec<LayerReport> = LAYERS
         .iter()
         .map(|layer| cgroup_layer(layer, tree, pins))
         .collect();
-    reports.push(lsm_layer(lsm));
-    reports.push(foreign_socket(tree, pins));
+    reports.extend(LSM.iter().map(|layer| lsm_layer(layer, lsm)));
+    reports.push(foreign_socket(tree, pins, lsm));
+    // Not built: said here, so that nobody takes silence for a wall.
+    reports.push(LayerReport {
+        name: "label".to_owned(),
+        state: LayerState::Absent,
+        leaves_open: vec![LABEL.to_owned()],
+    });
     reports
 }
 
-/// What the hooks at the root of the hierarchy see is closed; what they never see is said to be open.
-fn foreign_socket(tree: &Tree, pins: &Pins) -> LayerReport {
+/// What the hooks at the root of the hierarchy see is closed by them; the rest needs the LSM programs.
+fn foreign_socket(tree: &Tree, pins: &Pins, lsm: &Tried) -> LayerReport {
     let mut report = cgroup_layer(&FOREIGN, tree, pins);
-    if report.state == LayerState::Live {
-        report.state = LayerState::Degraded;
+    if lsm_layer(&FOREIGN_LSM, lsm).state != LayerState::Live {
+        if report.state == LayerState::Live {
+            report.state = LayerState::Degraded;
+        }
+        report.leaves_open.push(CONNECTED.to_owned());
     }
-    report.leaves_open.push(CONNECTED.to_owned());
     report
 }
 
@@ -112,19 +157,22 @@ fn cgroup_layer((name, programs, open): &Layer, tree: &Tree, pins: &Pins) -> Lay
     }
 }
 
-fn lsm_layer(lsm: &Result<(), String>) -> LayerReport {
-    match lsm {
-        Ok(()) => LayerReport {
-            name: "lsm".to_owned(),
-            state: LayerState::Live,
-            leaves_open: Vec::new(),
-        },
-        Err(why) => LayerReport {
-            name: "lsm".to_owned(),
-            state: LayerState::Absent,
-            leaves_open: vec![format!(
-                "no second wall against packet, vsock, XDP and netlink sockets: only seccomp and the missing CAP_NET_RAW stop them ({why})"
-            )],
-        },
+fn lsm_layer((name, programs, open): &Layer, lsm: &Tried) -> LayerReport {
+    let tried: Vec<_> = lsm
+        .iter()
+        .filter(|(program, _)| programs.contains(program))
+        .collect();
+    let live = tried.iter().filter(|(_, tried)| tried.is_ok()).count();
+    let why = tried.iter().find_map(|(_, tried)| tried.as_ref().err());
+    let (state, leaves_open) = match why {
+        None if live == programs.len() => (LayerState::Live, Vec::new()),
+        None => (LayerState::Absent, vec![(*open).to_owned()]),
+        Some(why) if live == 0 => (LayerState::Absent, vec![format!("{open} ({why})")]),
+        Some(why) => (LayerState::Degraded, vec![format!("{open} ({why})")]),
+    };
+    LayerReport {
+        name: (*name).to_owned(),
+        state,
+        leaves_open,
     }
 }

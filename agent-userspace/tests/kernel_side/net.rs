@@ -187,6 +187,21 @@ pub(crate) fn send_with(
     })
 }
 
+/// Asks for the id of a BPF program: the smallest bpf(2) call that needs its privilege.
+pub(crate) fn first_bpf_program() -> io::Result<()> {
+    const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;
+    let mut attr = [0u64; 16];
+    // SAFETY: the kernel reads and writes at most the given length, all of it initialised.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_GET_NEXT_ID,
+            attr.as_mut_ptr(),
+            size_of_val(&attr),
+        ) as libc::c_int
+    })
+}
+
 /// Bytes as a word of a puppet's command.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
