@@ -2,6 +2,7 @@
 //! Started by `daemon::worker` with what the enforcer handed over; serves until told to stop.
 //! INVARIANT: nothing is served before the vault opened and a bundle loaded; a reload that fails changes nothing.
 
+mod refusals;
 mod serve;
 mod start;
 mod state;

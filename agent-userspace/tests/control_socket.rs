@@ -16,8 +16,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 
-use agent_userspace::app::Command;
+use agent_userspace::app::{Command, Event, KernelRefusal};
 use agent_userspace::config::ProcessFacts;
+use policies::WorkloadId;
 use support::daemon::Daemon;
 use support::{Instance, Said};
 
@@ -56,6 +57,67 @@ fn status_and_doctor_tell_what_runs() {
     let said = instance.sluice(&["agents", "list"]);
     assert!(said.out.contains("acme/support"), "{}", said.all());
     daemon.stop();
+}
+
+/// As the enforcer tells of a refusal of workload 7.
+fn kernel_refused(daemon: &Daemon, kind: &str, to: Option<&str>) {
+    let refusal = KernelRefusal {
+        workload: Some(WorkloadId(7)),
+        kind: kind.to_owned(),
+        destination: to.map(|to| to.parse().unwrap()),
+    };
+    let event = Event::KernelRefused(refusal);
+    daemon.events.blocking_send(event).unwrap();
+}
+
+#[test]
+fn kernel_refusals_are_on_record_with_agent_reason_and_destination_and_damped() {
+    let instance = Instance::new();
+    let daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
+    daemon.admit("acme/support", 7).unwrap();
+    for _ in 0..50 {
+        kernel_refused(&daemon, "datagram", Some("[2606:4700::1]:9999"));
+    }
+    kernel_refused(&daemon, "packet", None);
+    daemon
+        .events
+        .blocking_send(Event::Retire(WorkloadId(7)))
+        .unwrap();
+    // The FIN of a socket whose workload is gone.
+    kernel_refused(&daemon, "workload_unknown", Some("127.0.0.1:8443"));
+    daemon.stop();
+    let list = ["audit", "list", "--agent", "acme/support"];
+    let said = instance.sluice(&[&list[..], &["--format", "json"]].concat());
+    let refused: Vec<_> = said
+        .json()
+        .into_iter()
+        .filter(|record| record["event"] == "kernel_refusal")
+        .collect();
+    let details: Vec<&str> = refused
+        .iter()
+        .map(|record| record["detail"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        details,
+        [
+            "datagram: to [2606:4700::1]:9999",
+            "packet",
+            "datagram: to [2606:4700::1]:9999; 49 more within 60 s"
+        ]
+    );
+    for record in &refused {
+        assert_eq!(record["tenant"], "acme");
+        assert_eq!(record["decision"], "deny");
+        assert_eq!(record["reason"], "kernel_refused");
+        assert_eq!(record["workload"]["id"], 7);
+    }
+    assert_eq!(refused[0]["host"], "2606:4700::1");
+    let said = instance.sluice(&list);
+    let first =
+        "kernel_refusal 2606:4700::1  deny    kernel_refused  datagram: to [2606:4700::1]:9999";
+    assert!(said.out.contains(first), "{}", said.all());
+    let all = instance.sluice(&["audit", "list"]);
+    assert!(!all.out.contains("workload_unknown"), "{}", all.all());
 }
 
 #[test]

@@ -177,6 +177,7 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::ApprovalRequired
         | Reason::CredentialUnavailable
         | Reason::HostUnknown
+        | Reason::KernelRefused
         | Reason::NameNotAllowed
         | Reason::OriginUnknown
         | Reason::PolicyDenied

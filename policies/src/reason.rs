@@ -48,6 +48,7 @@ reasons! {
     ConnectMethod, "connect_method", "CONNECT is not offered.";
     CredentialUnavailable, "credential_unavailable", "The credential of this connection is missing or revoked.";
     HostUnknown, "host_unknown", "No connection of the agent names this host.";
+    KernelRefused, "kernel_refused", "The kernel refused a connection, a packet or a system call.";
     MalformedRequest, "malformed_request", "The request is not well formed.";
     NameNotAllowed, "name_not_allowed", "No connection of the agent allows this name.";
     NotHttp, "not_http", "The connection does not speak HTTP.";

@@ -3,6 +3,7 @@
 //! INVARIANT: a reload takes effect whole or not at all, and either way it is recorded.
 
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use audit::HostEvent;
 use mitm_proxy::{Proxy, Workload, Workloads};
@@ -10,12 +11,16 @@ use policies::{Bundle, Diagnostic, Diagnostics, Reason, Tenant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::refusals::Refusals;
 use super::start::{Prepared, open_ledger, open_vault, ready, settings};
 use super::state::{Live, Shared, facts, now};
-use super::{AdmitRefused, Command, Event, KernelRefusal, Ready, StartError, WorkerParts};
+use super::{AdmitRefused, Command, Event, Ready, StartError, WorkerParts};
 use crate::config::{Paths, Snapshot, public_directory, read_disabled, replace};
 use crate::control::{self, ReloadReport};
 use crate::metrics::{self, Metrics};
+
+/// How often it is looked whether a summary of the kernel's refusals is due.
+const SUMMARY: Duration = Duration::from_secs(5);
 
 /// Serves until [`Event::Stop`], or until the enforcer is gone.
 ///
@@ -130,11 +135,24 @@ pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
 
 /// Carries out events until told to stop (true) or until the enforcer is gone (false).
 async fn follow(shared: &Arc<Shared>, events: &mut mpsc::Receiver<Event>) -> bool {
-    while let Some(event) = events.recv().await {
+    let mut refusals = Refusals::default();
+    let mut summary = tokio::time::interval(SUMMARY);
+    summary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let told = loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            _ = summary.tick() => {
+                refusals.summarise(shared).await;
+                continue;
+            }
+        };
+        let Some(event) = event else {
+            break false;
+        };
         match event {
             Event::Admit { workload, reply } => drop(reply.send(admit(shared, workload).await)),
             Event::KernelRefusals(counts) => shared.metrics.kernel_refusals(&counts),
-            Event::KernelRefused(refusal) => kernel_refused(shared, refusal).await,
+            Event::KernelRefused(refusal) => refusals.record(shared, refusal).await,
             Event::Layers(layers) => {
                 shared.metrics.layers(&layers);
                 shared.write(|live| live.layers = layers);
@@ -146,6 +164,7 @@ async fn follow(shared: &Arc<Shared>, events: &mut mpsc::Receiver<Event>) -> boo
             }
             Event::Retire(id) => {
                 if let Some(workload) = shared.workloads.remove(id) {
+                    refusals.ended(&workload);
                     let event = HostEvent::WorkloadEnded {
                         agent: workload.agent.clone(),
                         workload: facts(&workload),
@@ -162,10 +181,11 @@ async fn follow(shared: &Arc<Shared>, events: &mut mpsc::Receiver<Event>) -> boo
                     });
                 }
             }
-            Event::Stop => return true,
+            Event::Stop => break true,
         }
-    }
-    false
+    };
+    refusals.finish(shared).await;
+    told
 }
 
 /// The live workloads that a former daemon admitted, and the agents that are switched off.
@@ -211,26 +231,6 @@ async fn admit(shared: &Shared, workload: Workload) -> Result<(), AdmitRefused> 
     }
     shared.workloads.insert(workload);
     Ok(())
-}
-
-async fn kernel_refused(shared: &Shared, refusal: KernelRefusal) {
-    let known = refusal.workload.and_then(|id| shared.workload_facts(id));
-    let tenant = known.as_ref().map(|(agent, _)| agent.tenant.clone());
-    let detail = refusal
-        .destination
-        .map(|destination| format!("to {destination}"))
-        .unwrap_or_default();
-    let workload = known.map(|(_, facts)| facts);
-    shared
-        .record(
-            tenant.as_ref(),
-            HostEvent::KernelRefusal {
-                workload,
-                kind: refusal.kind,
-                detail,
-            },
-        )
-        .await;
 }
 
 /// Puts a new configuration in force, or says why the old one stays.

@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use audit::{HostEvent, Ledger, WorkloadFacts};
 use mitm_proxy::{Proxy, Workload, Workloads};
-use policies::{AgentId, Timestamp, WorkloadId};
+use policies::{AgentId, Timestamp};
 use tokio::sync::mpsc;
 use vault::Vault;
 
@@ -141,13 +141,6 @@ impl Shared {
         if let Err(error) = self.ledger.event(tenant, event).await {
             tracing::error!(%error, "an event cannot be recorded");
         }
-    }
-
-    /// A workload by its id, as records describe it.
-    pub(super) fn workload_facts(&self, id: WorkloadId) -> Option<(AgentId, WorkloadFacts)> {
-        self.workloads
-            .get(id)
-            .map(|workload| (workload.agent.clone(), facts(&workload)))
     }
 }
 

@@ -2,6 +2,7 @@
 //! Used by `audit list` and `audit show`.
 //! INVARIANT: nothing is left out of `show`; what an agent wrote is cleaned.
 
+use audit::record::Event;
 use audit::{Kind, Record};
 use serde_json::Value;
 
@@ -78,10 +79,10 @@ fn what(record: &Record) -> String {
         .map(ToString::to_string)
         .or_else(wire);
     let text = match (record.kind, event()) {
-        (Kind::Event, Some(event)) => Some(credential().map_or_else(
-            || event.clone(),
-            |credential| format!("{event} {credential}"),
-        )),
+        (Kind::Event, Some(event)) => {
+            let about = credential().or_else(wire);
+            Some(about.map_or_else(|| event.clone(), |about| format!("{event} {about}")))
+        }
         _ => named,
     };
     short(&text.unwrap_or_default())
@@ -114,8 +115,14 @@ fn why(record: &Record) -> String {
         .collect::<Vec<_>>()
         .join(" ");
     let by = record.by.as_ref().map(|by| format!("by {by}"));
+    // What the kernel refused has no capability and no policy: its kind stands in the words.
+    let kernel = record
+        .detail
+        .clone()
+        .filter(|_| record.event == Some(Event::KernelRefusal));
     let parts = [
         reason,
+        kernel,
         (!policies.is_empty()).then_some(policies),
         by,
         record.approval.as_ref().map(ToString::to_string),

@@ -190,13 +190,22 @@ pub(crate) fn event(tenant: Tenant, event: HostEvent, at: Timestamp) -> Record {
         },
         HostEvent::DaemonStopped => named(Event::DaemonStopped),
         HostEvent::KernelRefusal {
+            agent,
             workload: from,
             kind,
+            destination,
             detail,
         } => Record {
+            agent,
             decision: Some(DecisionName::Deny),
+            reason: Some(Reason::KernelRefused),
+            host: destination.map(|address| address.to_string()),
             workload: from.map(workload),
-            detail: text(format!("{kind}: {detail}")),
+            detail: text(if detail.is_empty() {
+                kind
+            } else {
+                format!("{kind}: {detail}")
+            }),
             ..named(Event::KernelRefusal)
         },
         HostEvent::SecretPut {

@@ -3,6 +3,7 @@
 //! INVARIANT: no field holds a secret; credentials appear by id and version.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use policies::{
@@ -209,11 +210,15 @@ pub enum HostEvent {
     DaemonStopped,
     /// The kernel side refused something.
     KernelRefusal {
+        /// Whose workload it came from, where that is known.
+        agent: Option<AgentId>,
         /// The workload it came from, where the kernel knew it.
         workload: Option<WorkloadFacts>,
         /// Kind, as the metric labels it.
         kind: String,
-        /// Destination and protocol, in words.
+        /// Where it wanted to go.
+        destination: Option<IpAddr>,
+        /// Destination with its port, and how many like it have no record, in words; may be empty.
         detail: String,
     },
     /// A credential was added.

@@ -41,7 +41,7 @@
 //! | `held` | object | approval | `digest`, `groups`, `quorum`, `requested_at`, `expires_at`, `state`, in this order |
 //! | `answers` | array of objects | intent, approval | `approver`, `groups`, `verdict`, `at`, `note`: the history of the approval |
 //! | `method` | string | intent, refusal | HTTP method |
-//! | `host` | string | intent, refusal | the name asked for |
+//! | `host` | string | intent, refusal, event | the name asked for; the address that the kernel refused |
 //! | `path` | string | intent, refusal | raw path, never the query |
 //! | `workload` | object | intent, refusal, event | `id` (cgroup v2 id), `pid`, `exe`, `cgroup` |
 //! | `credential_version` | integer | outcome, event | version of the credential that was lent, put or rotated |
