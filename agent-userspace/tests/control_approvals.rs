@@ -40,6 +40,10 @@ fn now() -> Timestamp {
 
 /// An instance with one refund of 120.00 USD held, asked for at `at`.
 fn with_a_held_refund(at: Timestamp) -> (Instance, ApprovalId) {
+    with_held(at, b"amount=12000&currency=usd&payment_intent=pi_1")
+}
+
+fn with_held(at: Timestamp, body: &[u8]) -> (Instance, ApprovalId) {
     let instance = Instance::new();
     instance.write("policies/refunds.cedar", POLICY);
     instance.write(
@@ -48,7 +52,6 @@ fn with_a_held_refund(at: Timestamp) -> (Instance, ApprovalId) {
     );
     let bundle = Bundle::load(&Snapshot::read(&instance.paths()).unwrap().sources()).unwrap();
     let headers = [("content-type", "application/x-www-form-urlencoded")];
-    let body = b"amount=12000&currency=usd&payment_intent=pi_1";
     let request = RequestView {
         method: "POST",
         path: "/v1/refunds",
@@ -124,6 +127,22 @@ fn an_approver_sees_who_what_how_much_why_until_when_and_how() {
         json["requested_at"].is_string() && json["expires_at"].is_string(),
         "{json}"
     );
+    daemon.stop();
+}
+
+#[test]
+fn an_amount_without_a_currency_is_not_taken_for_money() {
+    let (instance, _) = with_held(now(), b"amount=12000&payment_intent=pi_1");
+    let daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
+    let raw = "12000 (minor units; currency not given)";
+    let said = instance.sluice(&["approvals", "list"]);
+    assert!(
+        said.out.contains(&format!("amount = {raw}\n")),
+        "{}",
+        said.all()
+    );
+    let said = instance.sluice(&["approvals", "list", "--all"]);
+    assert!(said.out.contains(&format!("  {raw}  ")), "{}", said.all());
     daemon.stop();
 }
 

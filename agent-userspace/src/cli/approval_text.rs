@@ -33,7 +33,11 @@ pub(super) fn card(output: Output, view: &ApprovalView, sluice: &str) -> String 
     );
     field("via", format!("connection {}", approval.connection));
     for (name, value) in &approval.params {
-        field("with", format!("{name} = {}", cut(&shown(value))));
+        let note = money::unpriced(&approval.params)
+            .filter(|_| name == "amount")
+            .map(|note| format!(" {note}"))
+            .unwrap_or_default();
+        field("with", format!("{name} = {}{note}", cut(&shown(value))));
     }
     for asked in &view.asked_by {
         let why = asked
@@ -89,7 +93,7 @@ pub(super) fn row(view: &ApprovalView) -> Vec<String> {
         approval.state.to_string(),
         approval.agent.to_string(),
         approval.capability.to_string(),
-        money::amount(&approval.params).unwrap_or_default(),
+        money::column(&approval.params).unwrap_or_default(),
         groups.join(" "),
         approval.expires_at.to_string(),
     ]

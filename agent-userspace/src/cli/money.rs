@@ -41,6 +41,20 @@ pub(super) fn amount(params: &BTreeMap<String, Value>) -> Option<String> {
     })
 }
 
+/// What is said beside an integer `amount` that comes without a `currency`: its digits are not what they seem.
+pub(super) fn unpriced(params: &BTreeMap<String, Value>) -> Option<&'static str> {
+    let raw = matches!(params.get("amount"), Some(Value::Integer(_)));
+    (raw && !params.contains_key("currency")).then_some("(minor units; currency not given)")
+}
+
+/// The amount for a column: in words, else raw with a warning.
+pub(super) fn column(params: &BTreeMap<String, Value>) -> Option<String> {
+    amount(params).or_else(|| match (params.get("amount"), unpriced(params)) {
+        (Some(Value::Integer(raw)), Some(note)) => Some(format!("{raw} {note}")),
+        _ => None,
+    })
+}
+
 fn digits(code: &str) -> Option<u32> {
     if TWO.contains(&code) {
         Some(2)
@@ -87,5 +101,17 @@ mod tests {
     fn an_unknown_currency_is_left_alone() {
         assert_eq!(shown(12_000, "doubloons"), None);
         assert_eq!(amount(&BTreeMap::new()), None);
+    }
+
+    #[test]
+    fn an_amount_without_a_currency_is_called_raw() {
+        let mut params = BTreeMap::from([("amount".to_owned(), Value::Integer(12_000))]);
+        let raw = "12000 (minor units; currency not given)";
+        assert_eq!(column(&params).as_deref(), Some(raw));
+        // Positive control: with a currency it is money, and nothing needs to be said.
+        params.insert("currency".to_owned(), Value::Text("usd".to_owned()));
+        assert_eq!(column(&params).as_deref(), Some("120.00 USD"));
+        assert_eq!(unpriced(&params), None);
+        assert_eq!(column(&BTreeMap::new()), None);
     }
 }
