@@ -85,6 +85,13 @@ fn with_held(at: Timestamp, body: &[u8]) -> (Instance, ApprovalId) {
     (instance, id)
 }
 
+/// The line of the text log that has the answer.
+fn answered_in_text(instance: &Instance) -> String {
+    let said = instance.sluice(&["audit", "list", "--kind", "approval"]);
+    let line = said.out.lines().find(|line| line.contains("  by "));
+    line.unwrap_or_else(|| panic!("{}", said.all())).to_owned()
+}
+
 fn as_user(instance: &Instance, uid: u32, args: &[&str]) -> Said {
     std::fs::set_permissions(instance.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     instance.said(&instance.command(args).uid(uid).gid(4242).output().unwrap())
@@ -191,6 +198,9 @@ fn only_a_member_of_the_asked_group_approves_and_only_once() {
         .unwrap();
     assert_eq!(answered["answers"][0]["approver"], "uid:4711");
     assert_eq!(answered["answers"][0]["note"], "customer called");
+    let line = answered_in_text(&instance);
+    assert!(line.contains("approved"), "{line}");
+    assert!(line.contains("by uid:4711"), "{line}");
 }
 
 #[test]
@@ -205,6 +215,9 @@ fn root_is_in_every_group_and_a_no_is_final() {
         1
     );
     daemon.stop();
+    let line = answered_in_text(&instance);
+    assert!(line.contains("denied"), "{line}");
+    assert!(line.contains("by root"), "{line}");
 }
 
 #[test]

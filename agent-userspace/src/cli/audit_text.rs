@@ -2,8 +2,9 @@
 //! Used by `audit list` and `audit show`.
 //! INVARIANT: nothing is left out of `show`; what an agent wrote is cleaned.
 
-use audit::record::Event;
+use audit::record::{AnswerRecord, Event};
 use audit::{Kind, Record};
+use policies::Verdict;
 use serde_json::Value;
 
 use super::output::{Output, Tone, clean_line};
@@ -89,12 +90,15 @@ fn what(record: &Record) -> String {
 }
 
 fn result(record: &Record) -> String {
-    let event = || {
-        if record.kind == Kind::Approval {
-            record.event.as_ref().and_then(word)
-        } else {
-            None
-        }
+    // An answer says what was answered: `answered` alone would hide the verdict.
+    let event = || match record.kind {
+        Kind::Approval => answer(record)
+            .map(|answer| match answer.verdict {
+                Verdict::Approve => "approved".to_owned(),
+                Verdict::Deny => "denied".to_owned(),
+            })
+            .or_else(|| record.event.as_ref().and_then(word)),
+        _ => None,
     };
     let status = || record.status.map(|status| status.to_string());
     let outcome = || record.outcome.as_ref().and_then(word);
@@ -114,7 +118,12 @@ fn why(record: &Record) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(" ");
-    let by = record.by.as_ref().map(|by| format!("by {by}"));
+    let answered = answer(record).map(|answer| answer.approver.as_str());
+    let by = record
+        .by
+        .as_deref()
+        .or(answered)
+        .map(|by| format!("by {by}"));
     // What the kernel refused has no capability and no policy: its kind stands in the words.
     let kernel = record
         .detail
@@ -128,6 +137,13 @@ fn why(record: &Record) -> String {
         record.approval.as_ref().map(ToString::to_string),
     ];
     short(&parts.into_iter().flatten().collect::<Vec<_>>().join("  "))
+}
+
+/// The answer that an approval's record is about: the last one.
+fn answer(record: &Record) -> Option<&AnswerRecord> {
+    (record.event == Some(Event::Answered))
+        .then(|| record.answers.last())
+        .flatten()
 }
 
 /// The word that an enum is written as.
