@@ -180,6 +180,10 @@ fn an_exported_log_verifies_and_one_changed_byte_does_not() {
     let elsewhere = Instance::empty();
     let said = elsewhere.sluice(&["audit", "verify", path, "--key", key.out.trim()]);
     assert_eq!(said.code, 0, "{}", said.all());
+    // Without the key it says what is missing; exit code 1 is kept for logs that do not verify.
+    let said = elsewhere.sluice(&["audit", "verify", path]);
+    assert_eq!(said.code, 2, "{}", said.all());
+    assert!(said.err.contains("give --key"), "{}", said.all());
     let mut bytes = std::fs::read(&file).unwrap();
     let last = bytes.len() - 20;
     bytes[last] ^= 1;
@@ -202,6 +206,17 @@ fn all_logs_of_the_host_are_verified_without_a_file() {
         "{}",
         said.all()
     );
+}
+
+#[test]
+fn a_misspelt_tenant_is_not_a_quiet_one() {
+    let instance = with_a_secret();
+    let list = |tenant| instance.sluice(&["audit", "list", "--tenant", tenant]);
+    assert_eq!(list("acme").code, 0);
+    let said = list("acmee");
+    assert_eq!(said.code, 1, "{}", said.all());
+    let hint = "there is no log of tenant `acmee`; there are acme, host";
+    assert!(said.err.contains(hint), "{}", said.all());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::failure::ArgumentError;
 use super::output::Tone;
 use super::{Failure, Global, Output};
 use crate::config::read_one;
-use crate::control::AuditFilter;
+use crate::control::{AuditFilter, ClientError};
 
 /// What to do with the logs.
 #[derive(Debug, Subcommand)]
@@ -137,7 +137,11 @@ fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
         from,
         limit: Some(limit),
     };
-    let entries = Source::open(global)?.list(filter)?;
+    let mut source = Source::open(global)?;
+    if let Some(tenant) = &filter.tenant {
+        known(global, &mut source, tenant)?;
+    }
+    let entries = source.list(filter)?;
     let output = Output::new(global);
     if output.is_json() {
         return output.table(&entries, &[], "", |_| Vec::new());
@@ -148,6 +152,24 @@ fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
         "LOG", "INDEX", "TIME", "KIND", "AGENT", "WHAT", "RESULT", "WHY",
     ];
     output.table(&records, &header, "no records", row)
+}
+
+/// A misspelt tenant has no records, and that must not look like a quiet one.
+fn known(global: &Global, source: &mut Source, tenant: &Tenant) -> Result<(), Failure> {
+    let known = source.tenants()?;
+    let configured = || {
+        super::check::load(global).is_ok_and(|(_, bundle)| {
+            let mut agents = bundle.agents();
+            agents.any(|agent| agent.id().tenant == *tenant)
+        })
+    };
+    if known.contains(tenant) || configured() {
+        return Ok(());
+    }
+    Err(Failure::NoLog {
+        tenant: tenant.clone(),
+        known,
+    })
 }
 
 fn export_to(global: &Global, tenant: Option<Tenant>, path: &Path) -> Result<(), Failure> {
@@ -166,7 +188,13 @@ fn export_to(global: &Global, tenant: Option<Tenant>, path: &Path) -> Result<(),
 fn verify_file(global: &Global, file: &Path, key: Option<String>) -> Result<ExitCode, Failure> {
     let key = match key {
         Some(given) => parse_key(&given)?,
-        None => parse_key(&Source::open(global)?.key()?)?,
+        None => match Source::open(global) {
+            Ok(mut source) => parse_key(&source.key()?)?,
+            Err(Failure::Client(ClientError::NoDaemon { .. })) => {
+                return Err(ArgumentError::NoVerifierKey.into());
+            }
+            Err(failure) => return Err(failure),
+        },
     };
     let open = File::open(file).map_err(|source| Failure::Io {
         path: file.to_owned(),
@@ -223,8 +251,9 @@ fn report(
             let answer = json!({ "log": what, "ok": true, "origin": origin, "tenant": tenant, "size": size, "root": root });
             output.object(&answer, |_| {
                 format!(
-                    "{what}: {}, {size} records of {origin}",
-                    output.tone(Tone::Good, "ok")
+                    "{what}: {}, {size} {} of {origin}",
+                    output.tone(Tone::Good, "ok"),
+                    if size == 1 { "record" } else { "records" }
                 )
             })?;
             Ok(ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use policies::Diagnostics;
+use policies::{Diagnostics, Tenant};
 
 use super::output::Output;
 use super::{Format, Global, render};
@@ -42,6 +42,14 @@ pub enum Failure {
     /// A part of the state cannot be opened.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// A tenant that has no log and no agents.
+    #[error("there is no log of tenant `{tenant}`; there are {}", known.iter().map(Tenant::as_str).collect::<Vec<_>>().join(", "))]
+    NoLog {
+        /// What was given.
+        tenant: Tenant,
+        /// Whose logs there are.
+        known: Vec<Tenant>,
+    },
     /// A file or stream cannot be used.
     #[error("{path}: {source}", path = path.display())]
     Io {
@@ -91,6 +99,11 @@ pub enum ArgumentError {
         /// What was given.
         url: String,
     },
+    /// No log here has the key.
+    #[error(
+        "no log of this host has the key of this file; give --key KEY, as `sluice audit key` prints it where the log was made"
+    )]
+    NoVerifierKey,
     /// A key that is none.
     #[error("this is not an audit log's public key; `sluice audit key` prints it")]
     VerifierKey,
