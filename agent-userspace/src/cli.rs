@@ -54,6 +54,7 @@ pub struct Cli {
 
 /// Flags that every command takes, before or after its name.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Where this instance keeps its files.
     #[command(flatten)]

@@ -19,7 +19,7 @@ fn a_good_configuration_is_accepted() {
     let instance = Instance::new();
     let said = instance.sluice(&["check"]);
     assert_eq!(said.code, 0, "{}", said.all());
-    assert!(said.out.starts_with("ok: 1 agents"), "{}", said.out);
+    assert!(said.out.starts_with("ok: 1 agent, "), "{}", said.out);
     let said = instance.sluice(&["check", "--format", "json"]);
     let last = said.json().pop().unwrap();
     assert_eq!(last["severity"], "ok");
@@ -106,7 +106,7 @@ fn an_extra_root_that_is_no_certificate_is_refused() {
     let said = instance.sluice(&["check"]);
     assert_eq!(said.code, 1);
     assert!(
-        said.out.contains("gone.pem:1:1: the file cannot be read"),
+        said.out.contains("gone.pem: the file cannot be read"),
         "{}",
         said.all()
     );
@@ -153,4 +153,50 @@ fn a_wrong_command_line_is_exit_code_2() {
             .code,
         2
     );
+}
+
+#[test]
+fn data_given_in_pieces_is_joined_as_curl_does() {
+    let instance = Instance::new();
+    let explain = |data: &[&str]| {
+        let mut args = vec!["policy", "explain", "--agent", "acme/support"];
+        args.extend(data.iter().flat_map(|piece| ["-d", piece]));
+        args.push("https://api.stripe.com/v1/refunds");
+        let said = instance.sluice(&args);
+        assert_eq!(said.code, 0, "{}", said.all());
+        said.out
+    };
+    let whole = explain(&["amount=12000&currency=usd&payment_intent=pi_1"]);
+    assert!(whole.contains("amount = 12000"), "{whole}");
+    let pieces = explain(&["amount=12000", "currency=usd", "payment_intent=pi_1"]);
+    assert_eq!(pieces, whole);
+}
+
+#[test]
+fn missing_cases_are_named_without_a_line() {
+    let instance = Instance::new();
+    let said = instance.sluice(&["policy", "test"]);
+    assert_eq!(said.code, 1, "{}", said.all());
+    let cases = "DIR/config/cases: there is no directory of decision cases here";
+    assert!(said.err.contains(cases), "{}", said.all());
+    assert!(
+        said.err.contains("help: make it, or name"),
+        "{}",
+        said.all()
+    );
+    let said = instance.sluice(&["policy", "test", "/nonexistent"]);
+    assert!(said.err.contains("/nonexistent: "), "{}", said.all());
+}
+
+#[test]
+fn global_options_have_a_heading_of_their_own() {
+    let instance = Instance::new();
+    for args in [&["--help"][..], &["audit", "list", "--help"]] {
+        let said = instance.sluice(args);
+        let (own, global) = said.out.split_once("Global options:").unwrap();
+        for option in ["--config", "--state-dir", "--runtime-dir", "--format"] {
+            assert!(global.contains(option), "{option}: {}", said.all());
+            assert!(!own.contains(option), "{option}: {}", said.all());
+        }
+    }
 }

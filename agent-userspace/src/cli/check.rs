@@ -10,7 +10,7 @@ use policies::{Bundle, Diagnostic, Diagnostics};
 use serde::Serialize;
 use serde_json::json;
 
-use super::output::Tone;
+use super::output::{Tone, counted};
 use super::render::render;
 use super::{Failure, Global, Output};
 use crate::config::Snapshot;
@@ -45,9 +45,10 @@ pub(super) fn run(global: &Global, _: Args) -> Result<ExitCode, Failure> {
             });
             output.object(&summary, |_| {
                 let good = output.tone(Tone::Good, "ok");
-                let (agents, connectors) = (bundle.agents().count(), bundle.connectors().count());
                 format!(
-                    "{good}: {agents} agents, {connectors} connectors, policy version {}",
+                    "{good}: {}, {}, policy version {}",
+                    counted(bundle.agents().count(), "agent"),
+                    counted(bundle.connectors().count(), "connector"),
                     bundle.version()
                 )
             })?;
@@ -68,11 +69,7 @@ pub(super) fn run(global: &Global, _: Args) -> Result<ExitCode, Failure> {
                 )?;
             }
             if !output.is_json() {
-                let count = diagnostics.0.len();
-                output.line(&output.tone(
-                    Tone::Bad,
-                    &format!("{count} error{}", if count == 1 { "" } else { "s" }),
-                ))?;
+                output.line(&output.tone(Tone::Bad, &counted(diagnostics.0.len(), "error")))?;
             }
             Ok(ExitCode::from(1))
         }

@@ -174,6 +174,11 @@ pub(super) fn clean(text: &str) -> String {
     cleaned
 }
 
+/// `1 agent`, `2 agents`: for words with a regular plural.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// As [`clean`], and on one line.
 pub(super) fn clean_line(text: &str) -> String {
     clean(text).replace('\n', "\\n")

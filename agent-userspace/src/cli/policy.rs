@@ -2,11 +2,13 @@
 //! Loads the configuration as the daemon would.
 //! INVARIANT: an explanation comes from the code that decides; nothing here decides by itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use policies::{AgentId, Bundle, Diagnostics, Endpoint, Facts, Host, RequestView, run_case};
+use policies::{
+    AgentId, Bundle, Diagnostic, Diagnostics, Endpoint, Facts, Host, RequestView, run_case,
+};
 use serde_json::json;
 
 use super::check::load;
@@ -43,9 +45,9 @@ pub(super) struct ExplainArgs {
     /// A header, `name: value`; may be repeated
     #[arg(long = "header", short = 'H', value_name = "HEADER")]
     headers: Vec<String>,
-    /// The body; form-encoded unless a content-type header says otherwise
+    /// The body; form-encoded unless a content-type header says otherwise. Several are joined by `&`
     #[arg(long, short = 'd')]
-    data: Option<String>,
+    data: Vec<String>,
     /// The URL, https://host/path?query
     url: String,
 }
@@ -79,6 +81,7 @@ fn explain(global: &Global, args: ExplainArgs) -> Result<ExitCode, Failure> {
         return Err(unknown_agent(&bundle, &agent).into());
     }
     let (endpoint, path, query) = split_url(&url)?;
+    let data = (!data.is_empty()).then(|| data.join("&"));
     let method = method.unwrap_or_else(|| if data.is_some() { "POST" } else { "GET" }.to_owned());
     let headers = headers_of(&headers, data.is_some())?;
     let headers: Vec<(&str, &str)> = headers
@@ -173,10 +176,29 @@ fn headers_of(given: &[String], data: bool) -> Result<Vec<(String, String)>, Arg
     Ok(headers)
 }
 
+/// There is nothing to run unless a path is given.
+fn no_cases(dir: &Path) -> Diagnostics {
+    Diagnostics(vec![Diagnostic {
+        file: dir.to_owned(),
+        line: 1,
+        column: 1,
+        message: "there is no directory of decision cases here".to_owned(),
+        hint: Some("make it, or name case files: `sluice policy test PATH`".to_owned()),
+    }])
+}
+
 fn test(global: &Global, paths: &[PathBuf]) -> Result<ExitCode, Failure> {
     let (_, bundle) = load(global)?;
     let default = [global.paths.config.join("cases")];
-    let paths = if paths.is_empty() { &default } else { paths };
+    let paths = if paths.is_empty() {
+        let [cases] = &default;
+        if !cases.is_dir() {
+            return Err(no_cases(cases).into());
+        }
+        &default
+    } else {
+        paths
+    };
     let mut files = Vec::new();
     for path in paths {
         if path.is_dir() {

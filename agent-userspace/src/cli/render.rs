@@ -45,6 +45,13 @@ pub(super) fn render(diagnostic: &Diagnostic, severity: Severity, terminal: bool
             .as_ref()
             .map(|hint| format!("\n  help: {}", clean(hint)))
             .unwrap_or_default();
+        // A file or directory that cannot be shown as a whole has no line one.
+        let whole = diagnostic.line == 1 && diagnostic.column == 1;
+        let place = if whole {
+            diagnostic.file.display().to_string()
+        } else {
+            place
+        };
         return format!("{place}: {}{hint}\n", clean(&diagnostic.message));
     };
     let mut report = MietteDiagnostic::new(clean(&diagnostic.message))

@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use super::output::{Tone, clean_line};
+use super::output::{Tone, clean_line, counted};
 use super::{Failure, Global, Output};
 use crate::control::{Client, Request, StatusReport};
 use crate::layers::LayerState;
@@ -37,7 +37,10 @@ fn text(output: Output, report: &StatusReport) -> String {
         0 => "none wait".to_owned(),
         count => output.tone(
             Tone::Warning,
-            &format!("{count} wait; see `sluice approvals list`"),
+            &format!(
+                "{count} {}; see `sluice approvals list`",
+                if count == 1 { "waits" } else { "wait" }
+            ),
         ),
     };
     let reload = if report.reload.ok {
@@ -60,8 +63,10 @@ fn text(output: Output, report: &StatusReport) -> String {
     let mut lines = vec![
         format!("sluice {}, up since {}", report.version, report.started_at),
         format!(
-            "policy      {}, {} agents, {} connectors",
-            report.policy_version, report.agents, report.connectors
+            "policy      {}, {}, {}",
+            report.policy_version,
+            counted(report.agents, "agent"),
+            counted(report.connectors, "connector")
         ),
         format!("config      {reload}"),
         format!("layers      {layers}"),
