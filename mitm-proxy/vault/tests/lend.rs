@@ -250,13 +250,6 @@ async fn the_placeholder_becomes_the_credential_in_its_place_only() {
             format!("you sent {}!", "*".repeat(VALUE.len())).as_bytes()
         );
     }
-    // A connection without a credential: nothing is lent, and the place stays empty.
-    let (sent, version, _) = bench.armed("t-bare").await;
-    assert_eq!(
-        sent,
-        format!("/items?q=%2f&{REST} | x-api-key: placeholder | x-keep: kept")
-    );
-    assert_eq!(version, None);
     // A connector without auth: nothing is lent, and what it strips is stripped all the same.
     let (sent, version, scrubber) = bench.armed("t-none").await;
     assert_eq!(
@@ -319,6 +312,11 @@ async fn without_its_credential_a_call_is_refused_and_told() {
         bench.fault("t-bearer").await,
         LendFault::Vault(VaultError::Revoked(_))
     ));
+    // A connection that names none although its connector wants one.
+    assert!(matches!(
+        bench.fault("t-bare").await,
+        LendFault::NotConfigured
+    ));
 
     // The outcomes that were handed back are on record.
     bench
@@ -335,7 +333,7 @@ async fn without_its_credential_a_call_is_refused_and_told() {
         .iter()
         .filter(|entry| entry.record().reason.is_some())
         .count();
-    assert_eq!((outcomes.len(), refused), (4, 2));
+    assert_eq!((outcomes.len(), refused), (5, 3));
 }
 
 #[tokio::test]
