@@ -75,12 +75,12 @@ fn start(stage: &mut Stage, told: &mut Transcript) -> Result<()> {
     stage.open()?;
     if !stage.instance.is_reduced() {
         told.line(
-            "BPF LSM programs load on this kernel: full mode, every layer is live",
+            "full mode: every layer is live on this kernel",
             || Ok(stage.instance.ask(&["doctor"])?.ok()?.stdout),
         );
         return Ok(());
     }
-    told.line("BPF LSM programs do not load on this kernel: the daemon refused to start, and runs in reduced mode because the demo opted in", || {
+    told.line("not every layer is live on this kernel: the daemon refused to start, and runs in reduced mode because the demo opted in", || {
         let doctor = stage.instance.ask(&["doctor", "--format", "json"])?.json()?;
         let mut lines = vec!["what that leaves open, by `sluice doctor`:".to_owned()];
         for layer in doctor.pointer("/layers").and_then(|layers| layers.as_array()).into_iter().flatten() {
