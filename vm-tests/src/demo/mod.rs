@@ -74,10 +74,9 @@ pub fn run(venv: &Path, keep: bool) -> Result<bool> {
 fn start(stage: &mut Stage, told: &mut Transcript) -> Result<()> {
     stage.open()?;
     if !stage.instance.is_reduced() {
-        told.line(
-            "full mode: every layer is live on this kernel",
-            || Ok(stage.instance.ask(&["doctor"])?.ok()?.stdout),
-        );
+        told.line("full mode: every layer is live on this kernel", || {
+            Ok(stage.instance.ask(&["doctor"])?.ok()?.stdout)
+        });
         return Ok(());
     }
     told.line("not every layer is live on this kernel: the daemon refused to start, and runs in reduced mode because the demo opted in", || {
