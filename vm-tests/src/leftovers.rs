@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 pub(crate) const DAEMON_PID: &str = "daemon.pid";
 
 const PREFIX: &str = "sluice-test-";
+const BPFFS: &str = "/sys/fs/bpf";
 
 /// Where instances live.
 pub(crate) fn base() -> PathBuf {
@@ -27,20 +28,33 @@ pub(crate) fn name(owner: u32, number: u32) -> String {
 #[must_use]
 pub fn clean() -> usize {
     let mut removed = 0;
-    let Ok(entries) = fs::read_dir(base()) else {
-        return 0;
-    };
-    for entry in entries.flatten() {
+    for root in orphans(&base()) {
+        remove(&root, false);
+        removed += 1;
+    }
+    // The kernel tests have no directory of their own: their instances are a cgroup and pins of the same name.
+    for cgroup in cgroup2().iter().flat_map(|mount| orphans(mount)) {
+        remove_cgroup(&cgroup);
+        removed += 1;
+    }
+    for pins in orphans(Path::new(BPFFS)) {
+        drop(fs::remove_dir_all(&pins));
+        removed += 1;
+    }
+    removed
+}
+
+/// What lies in `directory`, is named like an instance, and has no owner any more.
+fn orphans(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let orphan = |entry: &fs::DirEntry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         let owner = name
             .strip_prefix(PREFIX)
             .and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if owner.is_some_and(|pid| !is_ours(pid)) {
-            remove(&entry.path(), false);
-            removed += 1;
-        }
-    }
-    removed
+        owner.is_some_and(|pid| !is_ours(pid))
+    };
+    entries.filter(orphan).map(|entry| entry.path()).collect()
 }
 
 /// Whether this pid is a test program of this workspace; pids are used again by others.
@@ -58,7 +72,7 @@ pub(crate) fn remove(root: &Path, keep_files: bool) {
     if let Some(cgroup) = cgroup2().map(|mount| mount.join(&name)) {
         remove_cgroup(&cgroup);
     }
-    drop(fs::remove_dir_all(Path::new("/sys/fs/bpf").join(&name)));
+    drop(fs::remove_dir_all(Path::new(BPFFS).join(&name)));
     unmount_below(root);
     if !keep_files {
         drop(fs::remove_dir_all(root));
@@ -165,5 +179,18 @@ mod tests {
         let kept = alive.is_dir();
         fs::remove_dir_all(&alive).unwrap();
         assert!(removed >= 1 && !dead.exists() && kept);
+    }
+    #[test]
+    fn a_cgroup_of_a_dead_kernel_test_is_removed_with_what_runs_in_it() {
+        let cgroup = cgroup2().unwrap().join(name(4_194_306, 0));
+        fs::create_dir_all(cgroup.join("agents")).unwrap();
+        let mut left = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        fs::write(cgroup.join("agents/cgroup.procs"), left.id().to_string()).unwrap();
+        let removed = clean();
+        let ended = left.wait().unwrap();
+        assert!(removed >= 1 && !cgroup.exists() && !ended.success());
     }
 }
