@@ -175,10 +175,11 @@ mod tests {
         for dir in [&dead, &alive] {
             fs::create_dir_all(dir.join("run")).unwrap();
         }
-        let removed = clean();
+        // How many it removes is not asserted: another test may have been quicker.
+        let _removed = clean();
         let kept = alive.is_dir();
         fs::remove_dir_all(&alive).unwrap();
-        assert!(removed >= 1 && !dead.exists() && kept);
+        assert!(!dead.exists() && kept);
     }
     #[test]
     fn a_cgroup_of_a_dead_kernel_test_is_removed_with_what_runs_in_it() {
@@ -189,8 +190,8 @@ mod tests {
             .spawn()
             .unwrap();
         fs::write(cgroup.join("agents/cgroup.procs"), left.id().to_string()).unwrap();
-        let removed = clean();
+        let _removed = clean();
         let ended = left.wait().unwrap();
-        assert!(removed >= 1 && !cgroup.exists() && !ended.success());
+        assert!(!cgroup.exists() && !ended.success());
     }
 }
