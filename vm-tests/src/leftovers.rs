@@ -132,7 +132,7 @@ fn remove_cgroup(cgroup: &Path) {
     }
     drop(fs::write(cgroup.join("cgroup.kill"), "1"));
     let deadline = Instant::now() + Duration::from_secs(5);
-    while !remove_tree(cgroup) && Instant::now() < deadline {
+    while cgroup.is_dir() && !remove_tree(cgroup) && Instant::now() < deadline {
         // Killed processes leave the cgroup a moment later.
         std::thread::sleep(Duration::from_millis(20));
     }
