@@ -182,15 +182,28 @@ mod tests {
         assert!(!dead.exists() && kept);
     }
     #[test]
-    fn a_cgroup_of_a_dead_kernel_test_is_removed_with_what_runs_in_it() {
-        let cgroup = cgroup2().unwrap().join(name(4_194_306, 0));
+    fn only_names_of_dead_owners_are_orphans() {
+        let directory = tempfile::tempdir().unwrap();
+        let dead = directory.path().join(name(4_194_305, 0));
+        let others = [name(std::process::id(), 0), "sluice-test-x".to_owned()];
+        for other in others {
+            fs::create_dir(directory.path().join(other)).unwrap();
+        }
+        fs::create_dir(&dead).unwrap();
+        assert_eq!(orphans(directory.path()), [dead]);
+    }
+
+    #[test]
+    fn a_cgroup_is_removed_with_what_runs_in_it() {
+        // Named after this test, which lives, so that nobody else removes it.
+        let cgroup = cgroup2().unwrap().join(name(std::process::id(), 998));
         fs::create_dir_all(cgroup.join("agents")).unwrap();
         let mut left = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
             .unwrap();
         fs::write(cgroup.join("agents/cgroup.procs"), left.id().to_string()).unwrap();
-        let _removed = clean();
+        remove_cgroup(&cgroup);
         let ended = left.wait().unwrap();
         assert!(!cgroup.exists() && !ended.success());
     }
