@@ -72,6 +72,8 @@ impl Machine<'_> {
                 "Haswell-noTSX,-invpcid,-pcid,-tsc-deadline,-x2apic",
             ],
         };
+        // One processor: an emulated second one can run into a breakpoint that the kernel has already taken back while it
+        // attaches a BPF trampoline (text_poke), which a real one cannot, and the guest panics.
         let child = Command::new("qemu-system-x86_64")
             .args([
                 "-machine",
@@ -79,7 +81,7 @@ impl Machine<'_> {
                 "-m",
                 "2048",
                 "-smp",
-                "2",
+                "1",
                 "-nodefaults",
                 "-no-reboot",
             ])
