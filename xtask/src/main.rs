@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod debian;
 mod demo;
 mod deny;
 mod ebpf;

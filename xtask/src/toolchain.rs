@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::shell;
+use crate::{debian, shell};
 
 #[path = "../../agent-ebpf/recipe.rs"]
 mod recipe;
@@ -21,7 +21,6 @@ const LINKER_VERSION: &str = "0.13.0";
 /// The LLVM that rustc 1.95 ships, as bpf-linker's feature names it.
 const LLVM_FEATURE: &str = "llvm-22";
 
-const DEBIAN_MIRROR: &str = "http://mirror.example/debian";
 const DEBIAN_SUITE: &str = "trixie-backports";
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Debian's source of exactly our compiler's standard library.
@@ -213,9 +212,10 @@ fn debian_download(scratch: &Path) -> Result<PathBuf> {
         fs::create_dir_all(scratch.join(directory))?;
     }
     let sources = scratch.join("sources.list");
+    let archive = debian::archive("debian")?;
     fs::write(
         &sources,
-        format!("deb [signed-by={DEBIAN_KEYRING}] {DEBIAN_MIRROR} {DEBIAN_SUITE} main\n"),
+        format!("deb [signed-by={DEBIAN_KEYRING}] {archive} {DEBIAN_SUITE} main\n"),
     )?;
     let apt = || {
         let mut command = Command::new("apt-get");

@@ -1,4 +1,4 @@
-//! Debian kernels by lock file: URL, SHA-256 and nothing else decides what is booted.
+//! Debian kernels by lock file: the SHA-256 and nothing else decides what is booted.
 //! apt is used with a configuration of its own, so that the machine's packages and lists stay as they are.
 //! Invariant: an image is used only if its package had the digest of the lock file, or the archive's signature just vouched for it (`--update`).
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::shell;
+use crate::{debian, shell};
 
 /// `vm-tests/kernels.lock`.
 #[derive(Deserialize, Serialize)]
@@ -28,7 +28,10 @@ struct Locked {
     suite: String,
     /// `linux-image-6.12.117+deb13-cloud-amd64`
     package: String,
-    url: String,
+    /// `debian-security`
+    archive: String,
+    /// Within the archive: `pool/updates/main/..`, as it stands in a URL.
+    path: String,
     sha256: String,
 }
 
@@ -92,7 +95,8 @@ fn fetched(locked: &Locked, cache: &Path) -> Result<Kernel> {
     }
     println!("vm: downloading {} ({})", locked.package, locked.suite);
     let package = cache.join("package.deb");
-    if let Err(error) = download(&locked.url, &package) {
+    let url = format!("{}/{}", debian::archive(&locked.archive)?, locked.path);
+    if let Err(error) = download(&url, &package) {
         // Debian removes superseded versions.
         let newer = newest(locked, cache).with_context(|| format!("{error:#}"))?;
         if newer.sha256 == locked.sha256 {
@@ -108,8 +112,7 @@ fn fetched(locked: &Locked, cache: &Path) -> Result<Kernel> {
     let digest = sha256(&package)?;
     if digest != locked.sha256 {
         bail!(
-            "{} has SHA-256 {digest}, the lock file says {}",
-            locked.url,
+            "{url} has SHA-256 {digest}, the lock file says {}",
             locked.sha256
         );
     }
@@ -169,11 +172,7 @@ fn newest(locked: &Locked, cache: &Path) -> Result<Locked> {
     let apt = cache.join("apt");
     std::fs::create_dir_all(apt.join("lists/partial"))?;
     std::fs::create_dir_all(apt.join("cache/archives/partial"))?;
-    let base = locked
-        .url
-        .split("/pool/")
-        .next()
-        .context("the URL has no /pool/")?;
+    let base = debian::archive(&locked.archive)?;
     let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
     std::fs::write(
         apt.join("sources.list"),
@@ -210,17 +209,17 @@ fn newest(locked: &Locked, cache: &Path) -> Result<Locked> {
     ]))?;
     // 'URL' file size SHA256:digest
     let mut words = uris.split_whitespace();
-    let url = words
+    let path = words
         .next()
-        .context("apt-get printed no URL")?
-        .trim_matches('\'')
-        .to_owned();
+        .and_then(|url| url.trim_matches('\'').split_once("/pool/"))
+        .map(|(_, path)| format!("pool/{path}"))
+        .context("apt-get printed no URL of a pool")?;
     let sha256 = words
         .find_map(|word| word.strip_prefix("SHA256:"))
         .context("apt-get printed no SHA256")?;
     Ok(Locked {
         package: package.to_owned(),
-        url,
+        path,
         sha256: sha256.to_owned(),
         ..locked.clone()
     })
@@ -252,7 +251,7 @@ mod tests {
         let lock: Lock = toml::from_str(&text).unwrap();
         for kernel in lock.kernel {
             assert_eq!(kernel.sha256.len(), 64, "{}", kernel.name);
-            assert!(kernel.package.contains(&kernel.name) && kernel.url.contains("/pool/"));
+            assert!(kernel.package.contains(&kernel.name) && kernel.path.starts_with("pool/"));
         }
     }
 }
