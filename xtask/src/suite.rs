@@ -113,7 +113,9 @@ fn nextest_counts(text: &str) -> Option<(u32, u32, u32)> {
         .find(|line| line.trim_start().starts_with("Summary ["))?;
     let counts = line.split_once(" run: ")?.1;
     let mut found = (0, 0, 0);
-    for part in counts.split(", ") {
+    // What stands in brackets tells of tests that are counted already.
+    let counts = counts.split(['(', ')']).step_by(2).collect::<String>();
+    for part in counts.split(',') {
         let mut words = part.split_whitespace();
         let number: u32 = words.next()?.parse().ok()?;
         match words.next()? {
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_summary_of_nextest_is_read() {
-        let text = "x\n     Summary [   1.2s] 7 tests run: 4 passed (1 slow), 2 failed, 1 timed out, 3 skipped\n";
+        let text = "x\n     Summary [   1.2s] 7 tests run: 4 passed (1 slow, 1 flaky), 2 failed, 1 timed out, 3 skipped\n";
         assert_eq!(nextest_counts(text), Some((4, 3, 3)));
         assert_eq!(nextest_counts("nothing"), None);
     }
