@@ -39,14 +39,16 @@ impl Running {
             error,
         };
         loop {
+            // INVARIANT: signals are taken before the command is looked at. What happens to it after the look leaves its
+            // SIGCHLD in the pipe, and the wait below ends at once.
+            while let Some(delivered) = self.signals.next() {
+                self.pass_on(delivered);
+            }
             while let Some(change) = self.change().map_err(|errno| lost(errno.into()))? {
                 if let Some(code) = exit_code(&change) {
                     return Ok(code);
                 }
                 self.stop_along();
-            }
-            while let Some(delivered) = self.signals.next() {
-                self.pass_on(delivered);
             }
             self.signals.wait().map_err(lost)?;
         }
