@@ -2,26 +2,27 @@
 //! Root, and the only one that changes what the kernel enforces; `start` brings it up.
 //! INVARIANT: ports are published once the proxy process is ready and never before; it never reads an agent's byte.
 
+mod admissions;
+mod reload;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use policies::{AgentId, WorkloadId};
-use tokio::sync::{mpsc, oneshot};
+use policies::AgentId;
+use tokio::sync::mpsc;
 
 use super::DaemonError;
-use super::admission::{Book, TIME_TO_ADMIT, Waiting};
+use super::admission::Book;
 use super::error::in_full;
 use super::events::{Input, Inputs};
 use super::listeners::Sockets;
 use super::protocol::{
-    BundleFacts, FromWorker, Handover, Refusal, Ticket, ToRun, ToWorker, WorkerAccount,
-    WorkloadFacts,
+    BundleFacts, FromWorker, Handover, Ticket, ToWorker, WorkerAccount, WorkloadFacts,
 };
-use super::runs::{Admission, Ask};
-use super::supervise::{News, Worker, document};
-use crate::config::{Config, Paths, ProcessFacts, Snapshot};
+use super::runs::Ask;
+use super::supervise::{News, Worker};
+use crate::config::{Config, Paths, Snapshot};
 use crate::enforce::{EnforceError, Enforcement, Events, Ports, Stopped};
 
 /// How long a stopping proxy process may finish what is under way.
@@ -351,45 +352,6 @@ impl Enforcer {
         }
     }
 
-    /// Whoever has waited too long for the proxy process's answer is refused; the workload goes as if it were left.
-    fn refuse_overdue(&mut self) {
-        for waiting in self.book.overdue(Instant::now()) {
-            tracing::error!(
-                workload = waiting.workload.0,
-                "the proxy process does not answer; the workload is refused"
-            );
-            self.book.leave(waiting.workload);
-            let detail = format!(
-                "admission_timeout: the proxy process did not answer within {} s",
-                TIME_TO_ADMIT.as_secs()
-            );
-            drop(waiting.reply.send(Err(Refusal {
-                reason: None,
-                detail,
-            })));
-        }
-    }
-
-    /// Removes the workloads that nobody waits for and that are empty.
-    fn retire_left(&mut self) -> Vec<WorkloadId> {
-        let mut retired = Vec::new();
-        for id in self.book.left() {
-            match self.enforcement.retire(id) {
-                Ok(()) | Err(EnforceError::WorkloadUnknown(_)) => {
-                    self.book.strike(id);
-                    retired.push(id);
-                }
-                Err(EnforceError::WorkloadAlive(_)) => {}
-                Err(error) => tracing::error!(
-                    workload = id.0,
-                    error = in_full(&error),
-                    "a workload cannot be retired"
-                ),
-            }
-        }
-        retired
-    }
-
     async fn pass_refusals_on(&mut self) {
         let mut refusals = Vec::new();
         // All are taken, or the kernel has no room for new ones; the counters have every one.
@@ -431,159 +393,6 @@ impl Enforcer {
             Ask::Ended(workload) => self.book.leave(workload),
         }
     }
-
-    /// Makes the cgroup, then asks the proxy process whether the agent may run.
-    async fn admit(&mut self, agent: AgentId, reply: oneshot::Sender<Result<Admission, Refusal>>) {
-        if self.worker.is_none() || self.restart.ready_since.is_none() {
-            let detail = "the proxy process is being restarted; try again".to_owned();
-            drop(reply.send(Err(Refusal {
-                reason: None,
-                detail,
-            })));
-            return;
-        }
-        let admitted = match self.enforcement.admit(&agent) {
-            Ok(admitted) => admitted,
-            Err(error) => {
-                drop(reply.send(Err(Refusal {
-                    reason: None,
-                    detail: in_full(&error),
-                })));
-                return;
-            }
-        };
-        let cgroup = format!("{}/{}", self.given.governed, admitted.name);
-        let workload = WorkloadFacts {
-            id: admitted.id,
-            agent,
-            pid: None,
-            exe: None,
-            cgroup,
-        };
-        let ticket = self.book.ticket();
-        self.book.enter(workload.clone(), false);
-        self.book.wait(
-            ticket,
-            Waiting {
-                workload: admitted.id,
-                cgroup: admitted.cgroup,
-                reply,
-                since: Instant::now(),
-            },
-        );
-        self.tell(&ToWorker::Admit { ticket, workload }, None).await;
-    }
-
-    /// The proxy process's answer, to the session that asked.
-    async fn admitted(&mut self, ticket: Ticket, refused: Option<Refusal>) {
-        let Some(waiting) = self.book.answered(ticket) else {
-            return tracing::warn!(?ticket, "the proxy process answers what nobody asked");
-        };
-        let id = waiting.workload;
-        let answer = match (refused, self.book.facts(id)) {
-            (None, Some(facts)) => {
-                let message = ToRun::Admitted {
-                    workload: id,
-                    cgroup: facts.cgroup.clone(),
-                    ca_pem: self.given.paths.ca_pem(&facts.agent.tenant),
-                    nameserver: nameserver(self.given.config.names.pool4),
-                };
-                Ok(Admission {
-                    workload: id,
-                    message,
-                    cgroup: waiting.cgroup,
-                })
-            }
-            (Some(refusal), _) => Err(refusal),
-            (None, None) => Err(Refusal {
-                reason: None,
-                detail: "the workload is gone".to_owned(),
-            }),
-        };
-        let refused = answer.is_err();
-        // If the session is gone, too, nobody will say that it ended.
-        if waiting.reply.send(answer).is_err() || refused {
-            self.book.leave(id);
-        }
-    }
-
-    async fn started(&mut self, id: WorkloadId, pid: u32) {
-        let Some(cgroup) = self.book.facts(id).map(|facts| facts.cgroup.clone()) else {
-            return;
-        };
-        // The number came in a message: it counts only if that process is in the workload's cgroup.
-        if !ProcessFacts::read(pid).is_ok_and(|facts| facts.cgroup == cgroup) {
-            return tracing::debug!(
-                pid,
-                cgroup,
-                "a first process is gone already, or is not in its cgroup"
-            );
-        }
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe"))
-            .ok()
-            .map(|exe| exe.to_string_lossy().into_owned());
-        self.book.started(id, pid, exe.clone());
-        self.tell(&ToWorker::Started { id, pid, exe }, None).await;
-    }
-
-    /// SIGHUP: reads the configuration and hands it to the proxy process, which takes it whole or not at all.
-    async fn reload(&mut self) {
-        use std::os::fd::AsFd as _;
-        let mut state = vec![sd_notify::NotifyState::Reloading];
-        state.extend(sd_notify::NotifyState::monotonic_usec_now());
-        notify(&state);
-        // What is wrong with it travels along: the proxy process refuses it, and writes that into the audit log.
-        let snapshot = Snapshot::gather(&self.given.paths);
-        match document(&snapshot) {
-            Ok(file) => {
-                let ticket = self.book.ticket();
-                self.tell(&ToWorker::Reload { ticket }, Some(file.as_fd()))
-                    .await;
-                self.reloading.insert(ticket, snapshot);
-            }
-            Err(error) => {
-                tracing::error!(%error, "the new configuration cannot be handed over; the old one stays");
-                notify(&[
-                    sd_notify::NotifyState::Ready,
-                    sd_notify::NotifyState::Status(RELOAD_FAILED),
-                ]);
-            }
-        }
-    }
-
-    fn reloaded(&mut self, ticket: Ticket, bundle: Option<BundleFacts>, detail: &str) {
-        let pending = self.reloading.remove(&ticket);
-        let status = match (bundle, pending) {
-            (Some(bundle), Some(snapshot)) => {
-                self.take_or_log(&bundle);
-                if let Ok(config) = snapshot.config()
-                    && (config.names != self.given.config.names
-                        || config.proxy.user != self.given.config.proxy.user)
-                {
-                    tracing::warn!(
-                        "[names] and [proxy] user take effect at the next start of the daemon"
-                    );
-                }
-                self.given.snapshot = snapshot;
-                tracing::info!(version = %bundle.version, "reloaded");
-                "serving"
-            }
-            (Some(_), None) => "serving",
-            (None, _) => {
-                tracing::error!("the new configuration is refused; the old one stays:\n{detail}");
-                RELOAD_FAILED
-            }
-        };
-        notify(&[
-            sd_notify::NotifyState::Ready,
-            sd_notify::NotifyState::Status(status),
-        ]);
-    }
-}
-
-/// The first address of the pool: every question to port 53 is led to the resolver, whatever address it names.
-fn nameserver((network, _): (Ipv4Addr, u8)) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from_bits(network.to_bits() | 1))
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
