@@ -388,7 +388,7 @@ fn an_explanation_says_what_would_be_enough() {
       reason: approval_required: policy `refund-over-50-needs-finance` wants approval by finance; calls that move money need approval by finance
       forbid `refund-over-50-needs-finance` (policies/0.cedar:2)
       forbid `risk-financial` (default/risk.cedar:28, shipped): calls that move money need approval by finance
-      needs: one approver of finance, within 900 s
+      needs: one approver of finance, within 15m
       at every stage it would be asked for
     "#);
     let denied = explain("read", "POST", "/refunds");

@@ -37,13 +37,13 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
     let served =
         become_worker(paths, handed, &channel).and_then(|worker| worker.serve(paths, &channel));
     if let Err(error) = &served {
+        // The enforcer says itself what its news means.
+        let detail = match error {
+            DaemonError::Worker(detail) => detail.clone(),
+            error => error.to_string(),
+        };
         // The enforcer may be gone; then there is nobody to tell.
-        let _ = channel.send(
-            &FromWorker::CannotStart {
-                detail: error.to_string(),
-            },
-            &[],
-        );
+        let _ = channel.send(&FromWorker::CannotStart { detail }, &[]);
     }
     served
 }

@@ -300,9 +300,19 @@ impl fmt::Display for NeededApproval {
         };
         write!(
             f,
-            "{each} of {}, within {} s",
+            "{each} of {}, within {}",
             groups.join(" and of "),
-            self.within_seconds
+            span(self.within_seconds)
         )
     }
+}
+
+/// As `@within` is written: the largest unit that says it in a whole number.
+fn span(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3600, "h"), (60, "m")];
+    let whole = units
+        .into_iter()
+        .find(|(unit, _)| seconds != 0 && seconds % unit == 0);
+    let (unit, name) = whole.unwrap_or((1, "s"));
+    format!("{}{name}", seconds / unit)
 }
