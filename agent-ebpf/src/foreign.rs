@@ -1,6 +1,6 @@
 //! connect() and sendmsg() at the root of the hierarchy: sockets that were born elsewhere, in a workload's hands.
 //! On the path: beside `connect` and `datagram`, whose programs follow a socket's cgroup of birth and never see these sockets.
-//! INVARIANT: who is not under this instance's governed cgroup is let through after one comparison; who is, uses its workload's own sockets.
+//! INVARIANT: who is in none of this instance's workloads is let through after a few comparisons; who is, uses its workload's own sockets.
 
 use agent_abi::refusal;
 use aya_ebpf::macros::cgroup_sock_addr;

@@ -161,22 +161,55 @@ pub fn current_workload(config: &Config) -> Result<u64, Refusal> {
     Ok(workload)
 }
 
-/// The directory that the current task lies under at the level of workloads, admitted or not; 0 is none.
+/// The workload's directory that the current task lies under, admitted or not; 0 is none.
 #[inline(always)]
 pub fn current_id(config: &Config) -> u64 {
-    // SAFETY: no pointers are passed; an unknown level gives 0, which is no workload.
-    unsafe { bpf_get_current_ancestor_cgroup_id(config.workload_level as i32) }
+    if lies_in_agents(config) {
+        return ancestor(config.workload_level);
+    }
+    outside_id(config)
 }
 
-/// Whether the current task lies under the directory that holds all workloads, admitted or not.
+/// Whether the current task is in any workload's hands, admitted or not.
 #[inline(always)]
 pub fn is_governed(config: &Config) -> bool {
-    if config.workload_level == 0 || config.agents == 0 {
-        return false;
+    lies_in_agents(config) || outside_id(config) != 0
+}
+
+/// Under the directory that holds all workloads but those elsewhere.
+#[inline(always)]
+fn lies_in_agents(config: &Config) -> bool {
+    config.workload_level != 0
+        && config.agents != 0
+        && ancestor(config.workload_level - 1) == config.agents
+}
+
+/// The workload whose cgroup lies elsewhere. Without any, and that is everybody's case, one comparison.
+#[inline(always)]
+fn outside_id(config: &Config) -> u64 {
+    for level in config.outside_levels {
+        if level == 0 {
+            return 0;
+        }
+        let id = ancestor(u32::from(level));
+        if is_outside(id) {
+            return id;
+        }
     }
+    0
+}
+
+#[inline(always)]
+fn is_outside(id: u64) -> bool {
+    // SAFETY: the reference is not kept across an update of the map.
+    unsafe { WORKLOADS.get(id) }.is_some_and(|state| state.flags & workload_flag::OUTSIDE != 0)
+}
+
+/// The cgroup at this level above the current task; 0 where there is none.
+#[inline(always)]
+fn ancestor(level: u32) -> u64 {
     // SAFETY: no pointers are passed.
-    let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(config.workload_level as i32 - 1) };
-    ancestor == config.agents
+    unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) }
 }
 
 /// Refuses a workload that is unknown or switched off.

@@ -10,11 +10,13 @@
 mod attach;
 mod cgroup;
 mod error;
+mod govern;
 mod instance;
 pub mod launch;
 pub mod listen;
 mod mounts;
 pub(crate) mod object;
+mod outside;
 mod pins;
 mod refusals;
 mod report;
@@ -30,11 +32,13 @@ use policies::{AgentId, WorkloadId};
 
 pub use error::EnforceError;
 pub use instance::{Instance, NotAWorkload, WorkloadName};
+pub use outside::{Gone, Unfit};
 pub use refusals::{Events, KernelRefusal, RefusalKind};
 
 use crate::layers::{LayerReport, LayerState};
 use cgroup::Tree;
 use object::Maps;
+use outside::Outside;
 use pins::Pins;
 
 /// `lo` has this index in every network namespace: it is the first interface that a namespace gets.
@@ -74,8 +78,10 @@ pub enum Mode {
 pub struct Admitted {
     /// The kernel's id of the cgroup: the workload's identity from here on.
     pub id: WorkloadId,
-    /// The directory's name.
+    /// The workload's name; for a cgroup that Sluice made, the directory's, too.
     pub name: WorkloadName,
+    /// The cgroup as `/proc/<pid>/cgroup` shows it.
+    pub in_hierarchy: String,
     /// The directory, opened for clone3(CLONE_INTO_CGROUP).
     pub cgroup: OwnedFd,
     /// Its path.
@@ -87,12 +93,16 @@ pub struct Admitted {
 pub struct Found {
     /// The kernel's id of the cgroup.
     pub id: WorkloadId,
-    /// The directory's name.
+    /// The workload's name; for a cgroup that Sluice made, the directory's, too.
     pub name: WorkloadName,
+    /// The cgroup as `/proc/<pid>/cgroup` shows it.
+    pub in_hierarchy: String,
     /// Its path.
     pub path: PathBuf,
     /// Whether any process lives in it.
     pub populated: bool,
+    /// Whether the cgroup lies elsewhere ([`Enforcement::govern`]) and is somebody else's to remove.
+    pub outside: bool,
 }
 
 /// The descriptors that the proxy process reads origins through; it needs no capability for that.
@@ -122,11 +132,14 @@ pub struct Enforcement {
     pins: Pins,
     maps: Maps,
     lsm: attach::Tried,
+    /// Workloads whose cgroup lies elsewhere, and those of them that nobody has been told are gone.
+    outside: Vec<Outside>,
+    gone: Vec<Gone>,
     next_number: u64,
     /// Passes on what programs log; goes to the first reader of events.
     log: Mutex<Option<Flush>>,
     /// Holds the programs; the pinned links keep them alive without it.
-    _object: aya::Ebpf,
+    object: aya::Ebpf,
 }
 
 impl std::fmt::Debug for Enforcement {
@@ -147,25 +160,32 @@ impl Enforcement {
         raise_memlock();
         let pins = Pins::hold(&mounts::bpffs()?, &settings.instance)?;
         let tree = Tree::make(&settings.instance)?;
-        clear_other_versions(&pins, &tree)?;
+        let (other_versions, earlier) = other_versions(&pins, &tree)?;
+        let (found, mut gone) = govern::find(&tree, &pins, earlier)?;
 
         let mut object = object::load(&pins)?;
         attach::attach_all(&mut object, &tree, &pins)?;
         let mut maps = Maps::open(&pins)?;
         let config = configure(settings, &tree, &maps.config()?)?;
         maps.set_config(config)?;
+        let outside = govern::adopt(found, &mut object, &mut maps, &pins, &mut gone)?;
         let lsm = attach::try_lsm(&mut object, &pins);
 
         let log = programs_log(&mut object);
-        let next_number = readmit(&tree, &mut maps)?;
+        let next_number = readmit(&tree, &outside, &mut maps)?;
+        for path in other_versions {
+            pins::remove_pins(&path)?;
+        }
         Ok(Self {
             tree,
             pins,
             maps,
             lsm,
+            outside,
+            gone,
             next_number,
             log: Mutex::new(log),
-            _object: object,
+            object,
         })
     }
 
@@ -203,14 +223,18 @@ impl Enforcement {
         }
         Ok(Admitted {
             id: WorkloadId(directory.id),
+            in_hierarchy: format!("{}/{name}", self.governed()),
             name,
             cgroup,
             path: directory.path,
         })
     }
 
-    /// Forgets a workload whose processes are all gone, and removes its cgroup.
+    /// Forgets a workload whose processes are all gone, and removes its cgroup if that is Sluice's own.
     pub fn retire(&mut self, id: WorkloadId) -> Result<(), EnforceError> {
+        if self.outside.iter().any(|workload| workload.id == id.0) {
+            return self.release(id);
+        }
         let directory = self
             .tree
             .workloads()?
@@ -240,13 +264,30 @@ impl Enforcement {
 
     /// Every workload's cgroup that exists, also those that an earlier daemon started.
     pub fn workloads_found(&self) -> Result<Vec<Found>, EnforceError> {
-        let found = self.tree.workloads()?.into_iter().map(|directory| Found {
+        let inside = self.tree.workloads()?.into_iter().map(|directory| Found {
             id: WorkloadId(directory.id),
+            in_hierarchy: format!("{}/{}", self.governed(), directory.name),
             name: directory.name,
             path: directory.path,
             populated: directory.populated,
+            outside: false,
         });
-        Ok(found.collect())
+        let mut found: Vec<Found> = inside.collect();
+        for workload in &self.outside {
+            // One that is gone is for `sweep` to tell.
+            let Some(populated) = workload.populated()? else {
+                continue;
+            };
+            found.push(Found {
+                id: WorkloadId(workload.id),
+                name: workload.name.clone(),
+                in_hierarchy: workload.in_hierarchy.clone(),
+                path: workload.path.clone(),
+                populated,
+                outside: true,
+            });
+        }
+        Ok(found)
     }
 
     /// The cgroup in which the proxy's listeners must be opened (see [`listen::open`]).
@@ -255,7 +296,7 @@ impl Enforcement {
         self.tree.proxy()
     }
 
-    /// The cgroup under which every governed process lies.
+    /// The cgroup under which every governed process lies, but those of workloads elsewhere.
     #[must_use]
     pub fn agents_cgroup(&self) -> &Path {
         self.tree.agents()
@@ -263,8 +304,9 @@ impl Enforcement {
 
     /// The same as `/proc/<pid>/cgroup` shows it, `/sluice/agents`: a process whose line begins with this (and `/`) is governed.
     #[must_use]
-    pub fn governed(&self) -> &str {
-        self.tree.governed()
+    pub fn governed(&self) -> String {
+        let shown = self.tree.in_hierarchy(self.tree.agents());
+        shown.map_or_else(String::new, |(shown, _)| shown)
     }
 
     /// Descriptors for the proxy process.
@@ -298,7 +340,7 @@ impl Enforcement {
     /// Every wall, and what is open where one does not stand.
     #[must_use]
     pub fn layers(&self) -> Vec<LayerReport> {
-        report::layers(&self.tree, &self.pins, &self.lsm)
+        report::layers(&self.tree, &self.outside, &self.pins, &self.lsm)
     }
 
     /// How often each kind of refusal happened since the maps were made; they outlive a daemon.
@@ -325,7 +367,11 @@ impl Enforcement {
     /// Ends enforcement where nobody is governed any more; otherwise leaves it in place, denying everything.
     pub fn stop(mut self) -> Result<Stopped, EnforceError> {
         let workloads = self.tree.workloads()?;
-        if workloads.iter().any(|directory| directory.populated) {
+        let mut populated = workloads.iter().any(|directory| directory.populated);
+        for workload in &self.outside {
+            populated |= workload.populated()? == Some(true);
+        }
+        if populated {
             let config = self.maps.config()?;
             self.maps.set_config(Config {
                 enabled: 0,
@@ -336,6 +382,9 @@ impl Enforcement {
         for directory in workloads {
             cgroup::remove_tree(&directory.path)?;
         }
+        for workload in &self.outside {
+            workload.forget(&self.pins)?;
+        }
         // The cgroups first: while one exists, something could be started in it.
         self.tree.remove()?;
         self.pins.remove()?;
@@ -343,19 +392,26 @@ impl Enforcement {
     }
 }
 
-/// Pins of another version are removed when nobody lives under them; else this version must not start.
-fn clear_other_versions(pins: &Pins, tree: &Tree) -> Result<(), EnforceError> {
-    for path in pins.other_versions()? {
-        if tree
+/// Pin directories of other versions, and the workloads elsewhere that are recorded there. Where anybody lives under one of
+/// them, this version must not start; else they are removed once this version's programs are in force.
+fn other_versions(pins: &Pins, tree: &Tree) -> Result<(Vec<PathBuf>, Vec<Outside>), EnforceError> {
+    let others = pins.other_versions()?;
+    let mut earlier = Vec::new();
+    for path in &others {
+        let recorded = outside::recorded(path, tree)?;
+        let mut alive = tree
             .workloads()?
             .iter()
-            .any(|directory| directory.populated)
-        {
-            return Err(EnforceError::OtherVersion { path });
+            .any(|directory| directory.populated);
+        for workload in &recorded {
+            alive |= workload.populated()? == Some(true);
         }
-        pins::remove_pins(&path)?;
+        if alive {
+            return Err(EnforceError::OtherVersion { path: path.clone() });
+        }
+        earlier.extend(recorded);
     }
-    Ok(())
+    Ok((others, earlier))
 }
 
 /// The new configuration: who is governed, and the pools. Whether and where to is kept from an earlier daemon.
@@ -382,6 +438,7 @@ fn configure(settings: &Settings, tree: &Tree, before: &Config) -> Result<Config
         pad: 0,
         pool6: object::words(Ipv6Addr::from_bits(pool6.to_bits() & mask6)),
         pool6_mask: object::words(Ipv6Addr::from_bits(mask6)),
+        outside_levels: kept.outside_levels,
     })
 }
 
@@ -392,19 +449,24 @@ fn mask(prefix: u8, width: u32) -> u128 {
 }
 
 /// Lets the kernel side know every workload that exists, forgets the others, and finds the next free number.
-fn readmit(tree: &Tree, maps: &mut Maps) -> Result<u64, EnforceError> {
-    let workloads = tree.workloads()?;
+fn readmit(tree: &Tree, outside: &[Outside], maps: &mut Maps) -> Result<u64, EnforceError> {
+    let inside = tree.workloads()?;
+    let inside = inside
+        .iter()
+        .map(|directory| (directory.id, &directory.name));
+    let outside = outside.iter().map(|workload| (workload.id, &workload.name));
+    let workloads: Vec<_> = inside.chain(outside).collect();
     for id in maps.workload_ids()? {
-        if !workloads.iter().any(|directory| directory.id == id) {
+        if !workloads.iter().any(|(known, _)| *known == id) {
             maps.remove_workload(id)?;
         }
     }
     let mut next = 1;
-    for directory in workloads {
+    for (id, name) in workloads {
         // A workload that was switched off stays off.
-        let flags = maps.workload(directory.id)?.map_or(0, |state| state.flags);
-        maps.set_workload(directory.id, flags | workload_flag::ADMITTED)?;
-        next = next.max(directory.name.number.saturating_add(1));
+        let flags = maps.workload(id)?.map_or(0, |state| state.flags);
+        maps.set_workload(id, flags | workload_flag::ADMITTED)?;
+        next = next.max(name.number.saturating_add(1));
     }
     Ok(next)
 }

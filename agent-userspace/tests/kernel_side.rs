@@ -33,6 +33,8 @@ mod names;
 mod options;
 #[path = "kernel_side/origin.rs"]
 mod origin;
+#[path = "kernel_side/outside.rs"]
+mod outside;
 #[path = "kernel_side/refusal.rs"]
 mod refusal;
 

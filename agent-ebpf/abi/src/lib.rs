@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 /// The version of everything in this crate. Any change of a size, a field or a meaning raises it.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// An address as its bytes lie in a packet, read as four native words.
 pub type Address = [u32; 4];
@@ -51,6 +51,8 @@ pub struct Config {
     pub pool6: Address,
     /// Its mask; all-zero means no pool.
     pub pool6_mask: Address,
+    /// The ancestor levels at which workloads lie whose cgroup is elsewhere ([`workload_flag::OUTSIDE`]); the first 0 ends the list.
+    pub outside_levels: [u8; MAX_OUTSIDE_LEVELS],
 }
 
 /// Where a connection or datagram of a workload wanted to go. `family == 0` means none is known.
@@ -139,6 +141,8 @@ pub mod workload_flag {
     pub const ADMITTED: u32 = 1;
     /// The kill switch: nothing leaves, open connections included.
     pub const DISABLED: u32 = 2;
+    /// Its cgroup is not under the directory of all workloads; it lies at one of the levels in [`Config`](super::Config).
+    pub const OUTSIDE: u32 = 4;
 }
 
 /// A refusal of the kernel side, as it travels through the ring buffer `EVENTS`.
@@ -207,6 +211,8 @@ pub mod refusal {
     pub const COUNT: u32 = 15;
 }
 
+/// Different levels at which workloads may lie elsewhere.
+pub const MAX_OUTSIDE_LEVELS: usize = 8;
 /// Entries of `WORKLOADS`.
 pub const MAX_WORKLOADS: u32 = 4096;
 /// Entries of `FLOWS`.
@@ -219,7 +225,7 @@ pub const EVENTS_BYTES: u32 = 256 * 1024;
 pub const EVENTS_PER_SECOND: u64 = 16;
 
 const _: () = {
-    assert!(size_of::<Config>() == 72);
+    assert!(size_of::<Config>() == 80);
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<FlowKey>() == 32);
     assert!(size_of::<Origin>() == 32);

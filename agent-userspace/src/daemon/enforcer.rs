@@ -189,7 +189,6 @@ impl Enforcer {
     /// Workloads that a former daemon left running.
     fn adopt(&mut self) -> Result<(), DaemonError> {
         for found in self.enforcement.workloads_found()? {
-            let cgroup = format!("{}/{}", self.given.governed, found.name);
             let agent = found.name.agent.clone();
             tracing::info!(workload = %found.name, populated = found.populated, "adopted");
             self.book.enter(
@@ -198,9 +197,10 @@ impl Enforcer {
                     agent,
                     pid: None,
                     exe: None,
-                    cgroup,
+                    cgroup: found.in_hierarchy,
                 },
-                true,
+                // An empty cgroup elsewhere is not ours to give up: its unit or container may be about to start.
+                !found.outside,
             );
         }
         self.retire_left();

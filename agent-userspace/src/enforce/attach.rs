@@ -12,9 +12,10 @@ use aya::programs::{
 };
 use aya::{Btf, Ebpf};
 
-use super::cgroup::{self, Tree};
+use super::cgroup::{self, Open, Tree};
 use super::error::EnforceError;
 use super::mounts;
+use super::outside::Outside;
 use super::pins::Pins;
 use super::sys;
 
@@ -77,9 +78,30 @@ pub(super) fn attach_all(object: &mut Ebpf, tree: &Tree, pins: &Pins) -> Result<
             program: Some(name),
             source: Box::new(source),
         })?;
-        attach(program, name, directory(tree, place), pins)?;
+        let path = directory(tree, place);
+        attach(program, name, path, &cgroup::open(path)?, pins.version())?;
     }
     Ok(())
+}
+
+/// The same programs, loaded already, for a workload whose cgroup lies elsewhere; its links have a directory of their own.
+pub(super) fn attach_outside(
+    object: &mut Ebpf,
+    path: &Path,
+    cgroup: &Open,
+    pins: &Path,
+) -> Result<(), EnforceError> {
+    for (name, _) in of_workloads() {
+        attach(program(object, name)?, name, path, cgroup, pins)?;
+    }
+    Ok(())
+}
+
+/// The programs that each workload is under.
+fn of_workloads() -> impl Iterator<Item = (&'static str, Place)> {
+    PROGRAMS
+        .into_iter()
+        .filter(|(_, place)| *place == Place::Agents)
 }
 
 /// Tries the LSM programs: one is live if it loads and attaches and the kernel runs BPF LSM programs at all.
@@ -138,14 +160,32 @@ fn try_one(
     fs::rename(&next, &path).map_err(|error| format!("the link could not be pinned: {error}"))
 }
 
-/// Whether the pinned link of a program is attached to the live cgroup.
+/// Whether the pinned links of a program are attached to the live cgroups: the instance's own, and those of workloads elsewhere.
 pub(super) fn is_live(
     name: &str,
-    place: Place,
     tree: &Tree,
+    outside: &[Outside],
     pins: &Pins,
 ) -> Result<bool, EnforceError> {
-    Ok(pinned(name, directory(tree, place), pins)?.is_some())
+    let place = PROGRAMS
+        .iter()
+        .find(|(program, _)| *program == name)
+        .map_or(Place::Agents, |(_, place)| *place);
+    let own = cgroup::id(directory(tree, place))?;
+    if pinned(name, own, pins.version())?.is_none() {
+        return Ok(false);
+    }
+    if place != Place::Agents {
+        return Ok(true);
+    }
+    for workload in outside {
+        // Where the cgroup is gone, nobody is left to be governed.
+        if workload.open()?.is_some() && pinned(name, workload.id, &workload.pins(pins))?.is_none()
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn directory(tree: &Tree, place: Place) -> &Path {
@@ -175,57 +215,55 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
+/// `path` is what the opened cgroup is called in errors.
 fn attach(
     program: &mut Program,
     name: &'static str,
-    directory: &Path,
-    pins: &Pins,
+    path: &Path,
+    cgroup: &Open,
+    pins: &Path,
 ) -> Result<(), EnforceError> {
     let failed = |source: ProgramError| EnforceError::Attach {
         program: name,
         source: Box::new(source),
     };
-    let path = pins.path(&link_name(name));
-    if let Some(link) = pinned(name, directory, pins)? {
+    let pin = pins.join(link_name(name));
+    if let Some(link) = pinned(name, cgroup.id, pins)? {
         let program = program.fd().map_err(failed)?.as_fd();
-        return sys::link_update(link.as_fd(), program)
-            .map_err(bpf_error("BPF_LINK_UPDATE", &path));
+        return sys::link_update(link.as_fd(), program).map_err(bpf_error("BPF_LINK_UPDATE", &pin));
     }
-    let cgroup = cgroup::open(directory)?;
     // A link to a cgroup that is gone: it governs nobody, and its pin is in the way.
-    let make_way = || match path.exists() {
-        true => fs::remove_file(&path).map_err(EnforceError::io("removing", &path)),
+    let make_way = || match pin.exists() {
+        true => fs::remove_file(&pin).map_err(EnforceError::io("removing", &pin)),
         false => Ok(()),
     };
     if let Program::CgroupSockopt(program) = program {
         // aya does not give such a link away.
         let program = program.fd().map_err(failed)?.as_fd();
-        let link = sys::link_create(program, cgroup.as_fd(), sys::SETSOCKOPT)
-            .map_err(bpf_error("BPF_LINK_CREATE", directory))?;
+        let link = sys::link_create(program, cgroup.file.as_fd(), sys::SETSOCKOPT)
+            .map_err(bpf_error("BPF_LINK_CREATE", path))?;
         make_way()?;
-        return sys::obj_pin(link.as_fd(), &path).map_err(bpf_error("BPF_OBJ_PIN", &path));
+        return sys::obj_pin(link.as_fd(), &pin).map_err(bpf_error("BPF_OBJ_PIN", &pin));
     }
-    let link = attach_new(program, &cgroup).map_err(failed)?;
+    let link = attach_new(program, &cgroup.file).map_err(failed)?;
     make_way()?;
-    link.pin(&path)
-        .map(drop)
-        .map_err(|source| EnforceError::Io {
-            what: "pinning",
-            path,
-            source: std::io::Error::other(source),
-        })
+    link.pin(&pin).map(drop).map_err(|source| EnforceError::Io {
+        what: "pinning",
+        path: pin,
+        source: std::io::Error::other(source),
+    })
 }
 
 /// The pinned link, if there is one and it is attached to this very cgroup.
-fn pinned(name: &str, directory: &Path, pins: &Pins) -> Result<Option<OwnedFd>, EnforceError> {
-    let path = pins.path(&link_name(name));
+fn pinned(name: &str, cgroup: u64, pins: &Path) -> Result<Option<OwnedFd>, EnforceError> {
+    let path = pins.join(link_name(name));
     if !path.exists() {
         return Ok(None);
     }
     let link = sys::obj_get(&path).map_err(bpf_error("BPF_OBJ_GET", &path))?;
     let info = sys::link_info(link.as_fd()).map_err(bpf_error("BPF_OBJ_GET_INFO_BY_FD", &path))?;
     // A removed cgroup that was made again under the same name has another id.
-    Ok((info.cgroup == cgroup::id(directory)?).then_some(link))
+    Ok((info.cgroup == cgroup).then_some(link))
 }
 
 /// Links always share a cgroup with other links; `Single` is how aya spells "no flags".

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -21,8 +21,17 @@ pub(super) struct Tree {
     base: PathBuf,
     agents: PathBuf,
     proxy: PathBuf,
-    agents_level: u32,
-    governed: String,
+    /// The directory of the hierarchy that is mounted at `root`; empty for the whole of it.
+    mounted: String,
+    /// The level of `root`, as the kernel counts.
+    depth: u32,
+}
+
+/// A cgroup's directory, opened: it stays this one whatever happens to its name.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) file: File,
+    pub(super) id: u64,
 }
 
 /// A workload's directory, as it was found.
@@ -42,9 +51,8 @@ impl Tree {
         let tree = Self {
             agents: base.join("agents"),
             proxy: base.join("proxy"),
-            // The root is level 0: a directory right under it is level 1, and `agents` one below that.
-            agents_level: mount.depth() + 2,
-            governed: format!("{}/{instance}/agents", mount.root.trim_end_matches('/')),
+            depth: mount.depth(),
+            mounted: mount.root.trim_end_matches('/').to_owned(),
             root: mount.point,
             base,
         };
@@ -63,9 +71,31 @@ impl Tree {
         &self.agents
     }
 
-    /// The directory of all workloads as `/proc/<pid>/cgroup` shows it to this process.
-    pub(super) fn governed(&self) -> &str {
-        &self.governed
+    /// What holds all directories of the instance.
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// A directory as `/proc/<pid>/cgroup` shows it to this process, and its level; none if it is not of this hierarchy.
+    pub(super) fn in_hierarchy(&self, path: &Path) -> Option<(String, u32)> {
+        let below = path.strip_prefix(&self.root).ok()?;
+        let level = self.depth + below.components().count() as u32;
+        Some((format!("{}/{}", self.mounted, below.to_str()?), level))
+    }
+
+    /// The directory that `/proc/<pid>/cgroup` shows so; none if it is not mounted here.
+    pub(super) fn path_of(&self, in_hierarchy: &str) -> Option<PathBuf> {
+        let below = in_hierarchy
+            .strip_prefix(&self.mounted)?
+            .strip_prefix('/')?;
+        let path = if below.is_empty() {
+            self.root.clone()
+        } else {
+            self.root.join(below)
+        };
+        // `/..` is how the kernel names what lies outside the namespace.
+        let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        path.components().all(plain).then_some(path)
     }
 
     pub(super) fn proxy(&self) -> &Path {
@@ -74,7 +104,8 @@ impl Tree {
 
     /// The ancestor level of a workload's directory, as the kernel counts.
     pub(super) fn workload_level(&self) -> u32 {
-        self.agents_level + 1
+        // The root is level 0: the instance's directory under it is level 1, `agents` one below that, and then the workloads.
+        self.depth + 3
     }
 
     /// The workloads' directories. A name that is no workload's is an error: nothing else belongs there.
@@ -152,8 +183,24 @@ pub(super) fn id(path: &Path) -> Result<u64, EnforceError> {
 }
 
 /// Opens a cgroup directory for attaching programs to.
-pub(super) fn open(path: &Path) -> Result<File, EnforceError> {
-    File::open(path).map_err(EnforceError::io("opening", path))
+pub(super) fn open(path: &Path) -> Result<Open, EnforceError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file: File = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|errno| EnforceError::io("opening", path)(errno.into()))?
+        .into();
+    let id = file
+        .metadata()
+        .map_err(EnforceError::io("reading", path))?
+        .ino();
+    Ok(Open { file, id })
+}
+
+/// This process's own cgroup, as the kernel shows it.
+pub(super) fn own() -> Result<String, EnforceError> {
+    const OWN: &str = "/proc/self/cgroup";
+    let text = fs::read_to_string(OWN).map_err(EnforceError::io("reading", OWN))?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+    Ok(own.ok_or(EnforceError::CgroupMissing)?.to_owned())
 }
 
 /// Removes a directory and the empty ones that its workload may have made below it.

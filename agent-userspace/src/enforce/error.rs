@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use policies::WorkloadId;
 
+use super::outside::Unfit;
+
 /// Why enforcement could not be set up, changed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum EnforceError {
@@ -33,6 +35,14 @@ pub enum EnforceError {
         "no cgroup v2 hierarchy is mounted; mount one with `mount -t cgroup2 none /sys/fs/cgroup`"
     )]
     CgroupMissing,
+    /// A cgroup that cannot become a workload.
+    #[error("{} cannot be governed: {why}", path.display())]
+    CgroupUnfit {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        why: Unfit,
+    },
     /// Another daemon holds this instance.
     #[error("another sluice daemon already runs as instance `{0}`")]
     InUse(String),

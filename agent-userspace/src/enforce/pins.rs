@@ -4,6 +4,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use rustix::fs::FlockOperation;
 
 use super::error::EnforceError;
 use super::instance::Instance;
+use super::sys;
 
 /// The pin directory, held by this process until it is dropped.
 #[derive(Debug)]
@@ -54,6 +56,11 @@ impl Pins {
         self.version.join(name)
     }
 
+    /// The directory of this version's pins.
+    pub(super) fn version(&self) -> &Path {
+        &self.version
+    }
+
     /// Pin directories that another version left.
     pub(super) fn other_versions(&self) -> Result<Vec<PathBuf>, EnforceError> {
         let list = |source| EnforceError::Io {
@@ -78,18 +85,47 @@ impl Pins {
     }
 }
 
-/// Removes one pin directory with all its pins.
+/// Removes one pin directory with all that is pinned in it and below.
 pub(super) fn remove_pins(directory: &Path) -> Result<(), EnforceError> {
     for entry in fs::read_dir(directory).map_err(EnforceError::io("listing", directory))? {
-        let path = entry
-            .map_err(EnforceError::io("listing", directory))?
-            .path();
-        fs::remove_file(&path).map_err(EnforceError::io("removing", &path))?;
+        let entry = entry.map_err(EnforceError::io("listing", directory))?;
+        let kind = entry
+            .file_type()
+            .map_err(EnforceError::io("reading", entry.path()))?;
+        if kind.is_dir() {
+            remove_pins(&entry.path())?;
+        } else {
+            remove_file(&entry.path())?;
+        }
     }
     fs::remove_dir(directory).map_err(EnforceError::io("removing", directory))
 }
 
-fn make_dir(path: &Path) -> Result<(), EnforceError> {
+/// Removes those files of a pin directory whose name is meant.
+pub(super) fn remove_files(
+    directory: &Path,
+    meant: impl Fn(&str) -> bool,
+) -> Result<(), EnforceError> {
+    for entry in fs::read_dir(directory).map_err(EnforceError::io("listing", directory))? {
+        let entry = entry.map_err(EnforceError::io("listing", directory))?;
+        if entry.file_name().to_str().is_some_and(&meant) {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> Result<(), EnforceError> {
+    // The kernel lets go of a link some time after its last pin is gone; detached, it is without effect at once.
+    // What is no link, or cannot be detached, just goes.
+    if let Ok(object) = sys::obj_get(path) {
+        let _not_a_link = sys::link_detach(object.as_fd());
+    }
+    fs::remove_file(path).map_err(EnforceError::io("removing", path))
+}
+
+/// Makes a directory for pins, if it is not there.
+pub(super) fn make_dir(path: &Path) -> Result<(), EnforceError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -2,9 +2,9 @@
 //! Place on the path: beside it.
 //! INVARIANT: a layer is live only if its links were just seen attached to the live cgroup; what is missing says what it leaves open.
 
-use super::attach::{self, Place, Tried};
+use super::attach::{self, Tried};
 use super::cgroup::Tree;
-use super::error::EnforceError;
+use super::outside::Outside;
 use super::pins::Pins;
 use crate::layers::{LayerReport, LayerState};
 
@@ -100,13 +100,19 @@ const FOREIGN_LSM: Layer = (
 );
 
 /// Every layer, best first.
-pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Tried) -> Vec<LayerReport> {
+pub(super) fn layers(
+    tree: &Tree,
+    outside: &[Outside],
+    pins: &Pins,
+    lsm: &Tried,
+) -> Vec<LayerReport> {
+    let is_live = |program: &str| attach::is_live(program, tree, outside, pins).unwrap_or(false);
     let mut reports: Vec<LayerReport> = LAYERS
         .iter()
-        .map(|layer| cgroup_layer(layer, tree, pins))
+        .map(|layer| cgroup_layer(layer, is_live))
         .collect();
     reports.extend(LSM.iter().map(|layer| lsm_layer(layer, lsm)));
-    reports.push(foreign_socket(tree, pins, lsm));
+    reports.push(foreign_socket(is_live, lsm));
     // Not built: said here, so that nobody takes silence for a wall.
     reports.push(LayerReport {
         name: "label".to_owned(),
@@ -117,8 +123,8 @@ pub(super) fn layers(tree: &Tree, pins: &Pins, lsm: &Tried) -> Vec<LayerReport> 
 }
 
 /// What the hooks at the root of the hierarchy see is closed by them; the rest needs the LSM programs.
-fn foreign_socket(tree: &Tree, pins: &Pins, lsm: &Tried) -> LayerReport {
-    let mut report = cgroup_layer(&FOREIGN, tree, pins);
+fn foreign_socket(is_live: impl Fn(&str) -> bool, lsm: &Tried) -> LayerReport {
+    let mut report = cgroup_layer(&FOREIGN, is_live);
     if lsm_layer(&FOREIGN_LSM, lsm).state != LayerState::Live {
         if report.state == LayerState::Live {
             report.state = LayerState::Degraded;
@@ -128,18 +134,8 @@ fn foreign_socket(tree: &Tree, pins: &Pins, lsm: &Tried) -> LayerReport {
     report
 }
 
-fn cgroup_layer((name, programs, open): &Layer, tree: &Tree, pins: &Pins) -> LayerReport {
-    let is_live = |program: &&str| -> Result<bool, EnforceError> {
-        let place = attach::PROGRAMS
-            .iter()
-            .find(|(name, _)| name == program)
-            .map_or(Place::Agents, |(_, place)| *place);
-        attach::is_live(program, place, tree, pins)
-    };
-    let live = programs
-        .iter()
-        .filter(|program| is_live(program).unwrap_or(false))
-        .count();
+fn cgroup_layer((name, programs, open): &Layer, is_live: impl Fn(&str) -> bool) -> LayerReport {
+    let live = programs.iter().filter(|program| is_live(program)).count();
     let state = match live {
         live if live == programs.len() => LayerState::Live,
         0 => LayerState::Absent,

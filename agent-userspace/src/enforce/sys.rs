@@ -67,6 +67,14 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
+/// Takes a link's program off, whoever else holds the link. Other objects are refused, and so are links of some kinds.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
 /// What a cgroup link is attached to.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     // SAFETY: all-zero bytes are a valid `bpf_link_info`.
