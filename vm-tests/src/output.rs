@@ -93,9 +93,13 @@ pub struct Started {
 /// # Errors
 /// If it cannot be started.
 pub fn start(command: &mut Command) -> Result<Started> {
+    start_with(command, Stdio::null())
+}
+
+fn start_with(command: &mut Command, stdin: Stdio) -> Result<Started> {
     let shown = show(command);
     let child = command
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -115,12 +119,24 @@ pub fn run(command: &mut Command, patience: Duration) -> Result<Output> {
     start(command)?.wait(patience)
 }
 
+/// Runs a program with this as its standard input; one that outlasts the patience is killed, and what it said until then counts.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn run_at_most(command: &mut Command, stdin: Stdio, patience: Duration) -> Result<Output> {
+    start_with(command, stdin)?.end(patience, true)
+}
+
 impl Started {
     /// Waits for the end; a program that outlasts the patience is killed.
     ///
     /// # Errors
     /// If it does not end in time.
-    pub fn wait(mut self, patience: Duration) -> Result<Output> {
+    pub fn wait(self, patience: Duration) -> Result<Output> {
+        self.end(patience, false)
+    }
+
+    fn end(mut self, patience: Duration, may_be_killed: bool) -> Result<Output> {
         let readers = (
             drain(self.child.stdout.take()),
             drain(self.child.stderr.take()),
@@ -132,7 +148,10 @@ impl Started {
             }
             if Instant::now() >= deadline {
                 self.child.kill()?;
-                self.child.wait()?;
+                let status = self.child.wait()?;
+                if may_be_killed {
+                    break status;
+                }
                 bail!(
                     "`{}` did not end within {} s",
                     self.command,

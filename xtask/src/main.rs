@@ -9,6 +9,7 @@ mod debian;
 mod demo;
 mod deny;
 mod ebpf;
+mod escape;
 mod setup;
 mod shell;
 mod suite;
@@ -39,6 +40,8 @@ enum Command {
     Demo(demo::Args),
     /// Build the kernel side alone, and say where its object lies
     Ebpf,
+    /// Try every known way around Sluice, with and without it
+    Escape(escape::Args),
     /// Make this machine able to build, test and demonstrate Sluice
     Setup(setup::Args),
     /// Build, then every test, the doctests, the demo and the virtual machine
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Ebpf => setup::kernel_side().map(|object| println!("{}", object.display())),
+        Command::Escape(args) => escape::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Test(args) => suite::run(&args),
         Command::Tidy => tidy::run(),

@@ -46,6 +46,11 @@ const PACKAGES: &[Package] = &[
         present: || has("git"),
     },
     Package {
+        name: "iproute2",
+        why: "makes the wire of the escape suite",
+        present: || has("ip"),
+    },
+    Package {
         name: "nginx-light",
         why: "what the benchmark compares Sluice with",
         present: || has("nginx"),
