@@ -1,15 +1,16 @@
-//! A second wall where the kernel runs BPF LSM programs: what no cgroup hook sees, judged by the task that asks.
-//! On the path: before and beside `socket`, `foreign` and `egress`; the launcher's seccomp filter and dropped capabilities say the same of some.
-//! INVARIANT: only tasks under the governed cgroup, and sockets of theirs, are judged; the verdict is one of two constants (the verifier proves it).
+//! Sockets, where the kernel runs BPF LSM programs: what no cgroup hook sees, judged by the task that asks.
+//! On the path: before and beside `socket`, `foreign` and `egress`; the launcher's seccomp filter says the same of some.
+//! INVARIANT: only governed tasks, by label or cgroup, and sockets of theirs are judged; the verdict is one of two constants (the verifier proves it).
 
 use core::ffi::c_void;
 
-use agent_abi::{Config, Origin, Socket, refusal};
+use agent_abi::{Origin, Socket, refusal};
 use aya_ebpf::bindings::file;
 use aya_ebpf::helpers::generated::{bpf_skc_to_unix_sock, bpf_sock_from_file};
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
+use crate::label::{Standing, refuse, standing};
 use crate::maps;
 use crate::verdict::{Refusal, Subject, report};
 
@@ -18,21 +19,31 @@ const AF_INET: i32 = 2;
 const AF_INET6: i32 = 10;
 const AF_NETLINK: i32 = 16;
 const NETLINK_ROUTE: i32 = 0;
-/// `PTRACE_MODE_ATTACH`: also asked for by pidfd_getfd, process_vm_writev and /proc/<pid>/mem.
-const ATTACH: u32 = 2;
 /// Where `struct socket` keeps its `struct sock`, on every 64-bit kernel so far. The verifier knows the type of what is there:
 /// were it anything else, the programs below would not load, and their layers would be absent.
 const SOCK_OF_SOCKET: usize = 24;
-const EPERM: i32 = 1;
+pub const EPERM: i32 = 1;
 
-/// Families that never reach a cgroup hook (packet, vsock, XDP, netlink).
+/// Families that never reach a cgroup hook (packet, vsock, XDP, netlink); none at all for a task outside its workload's cgroup.
 #[lsm(hook = "socket_create")]
 pub fn socket_create(ctx: LsmContext) -> i32 {
     let (family, protocol, kern): (i32, i32, i32) = (ctx.arg(0), ctx.arg(2), ctx.arg(3));
-    if kern != 0 || may_exist(family, protocol) || governing().is_none() {
+    if kern != 0 {
+        return 0;
+    }
+    let workload = match standing() {
+        Standing::Free => return 0,
+        Standing::Strayed(workload) => {
+            refuse(&ctx, workload);
+            return -EPERM;
+        }
+        Standing::Of(workload) => workload,
+    };
+    if may_exist(family, protocol) {
         return 0;
     }
     let subject = Subject {
+        workload,
         family: family as u16,
         protocol: protocol as u32,
         ..Subject::default()
@@ -45,13 +56,13 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
 #[lsm(hook = "socket_post_create")]
 pub fn socket_post_create(ctx: LsmContext) -> i32 {
     let kern: i32 = ctx.arg(4);
-    let Some(config) = governing() else {
-        return 0;
-    };
     if kern != 0 {
         return 0;
     }
-    let workload = maps::current_id(config);
+    let workload = match standing() {
+        Standing::Free => return 0,
+        Standing::Of(workload) | Standing::Strayed(workload) => workload,
+    };
     match label(sock_of(ctx.arg(0)), workload) {
         Ok(()) => 0,
         Err(refused) => deny(&ctx, refused, workload),
@@ -60,6 +71,22 @@ pub fn socket_post_create(ctx: LsmContext) -> i32 {
 
 #[lsm(hook = "socket_connect")]
 pub fn socket_connect(ctx: LsmContext) -> i32 {
+    use_of(&ctx)
+}
+
+/// A socket from outside takes no port, and nobody's connection.
+#[lsm(hook = "socket_bind")]
+pub fn socket_bind(ctx: LsmContext) -> i32 {
+    use_of(&ctx)
+}
+
+#[lsm(hook = "socket_listen")]
+pub fn socket_listen(ctx: LsmContext) -> i32 {
+    use_of(&ctx)
+}
+
+#[lsm(hook = "socket_accept")]
+pub fn socket_accept(ctx: LsmContext) -> i32 {
     use_of(&ctx)
 }
 
@@ -76,15 +103,20 @@ pub fn socket_setsockopt(ctx: LsmContext) -> i32 {
 /// A descriptor that comes over a Unix socket: sockets only from the workload itself.
 #[lsm(hook = "file_receive")]
 pub fn file_receive(ctx: LsmContext) -> i32 {
-    let Some(config) = governing() else {
-        return 0;
+    let (workload, strayed) = match standing() {
+        Standing::Free => return 0,
+        Standing::Of(workload) => (workload, false),
+        Standing::Strayed(workload) => (workload, true),
     };
     // SAFETY: the argument is a `struct file`, as the verifier checks.
     let socket = unsafe { bpf_sock_from_file(ctx.arg::<*mut file>(0)) };
     if socket.is_null() {
         return 0;
     }
-    let workload = maps::current_id(config);
+    if strayed {
+        refuse(&ctx, workload);
+        return -EPERM;
+    }
     if is_of(sock_of(socket.cast_const().cast()), workload) {
         return 0;
     }
@@ -95,7 +127,10 @@ pub fn file_receive(ctx: LsmContext) -> i32 {
 #[lsm(hook = "unix_stream_connect")]
 pub fn unix_stream_connect(ctx: LsmContext) -> i32 {
     let (other, accepted): (*mut c_void, *mut c_void) = (ctx.arg(1), ctx.arg(2));
-    let (mine, theirs) = (mine(), workload_of(other));
+    let Some(mine) = mine() else {
+        return stray(&ctx);
+    };
+    let theirs = workload_of(other);
     if mine == 0 && theirs == 0 {
         return 0;
     }
@@ -112,52 +147,49 @@ pub fn unix_stream_connect(ctx: LsmContext) -> i32 {
 /// Datagrams likewise.
 #[lsm(hook = "unix_may_send")]
 pub fn unix_may_send(ctx: LsmContext) -> i32 {
-    let (mine, theirs) = (mine(), workload_of(sock_of(ctx.arg(1))));
-    if mine == theirs {
+    let Some(mine) = mine() else {
+        return stray(&ctx);
+    };
+    if mine == workload_of(sock_of(ctx.arg(1))) {
         return 0;
     }
     deny(&ctx, Refusal(refusal::BROKER), mine)
 }
 
-/// A workload's process takes nothing out of another process, nor puts anything in.
-#[lsm(hook = "ptrace_access_check")]
-pub fn ptrace_access_check(ctx: LsmContext) -> i32 {
-    let mode: u32 = ctx.arg(1);
-    if mode & ATTACH == 0 {
-        return 0;
-    }
-    task_act(&ctx)
-}
-
-#[lsm(hook = "bpf")]
-pub fn bpf_call(ctx: LsmContext) -> i32 {
-    task_act(&ctx)
-}
-
-#[inline(always)]
-fn task_act(ctx: &LsmContext) -> i32 {
-    let Some(config) = governing() else {
-        return 0;
-    };
-    deny(ctx, Refusal(refusal::TASK), maps::current_id(config))
-}
-
 /// A governed task uses sockets of its own workload. A Unix socket may be its standard input, given to it at launch.
 #[inline(always)]
 fn use_of(ctx: &LsmContext) -> i32 {
-    let Some(config) = governing() else {
-        return 0;
+    let (workload, strayed) = match standing() {
+        Standing::Free => return 0,
+        Standing::Of(workload) => (workload, false),
+        Standing::Strayed(workload) => (workload, true),
     };
     let sk = sock_of(ctx.arg(0));
-    let workload = maps::current_id(config);
-    if is_unix(sk) || is_of(sk, workload) {
+    if is_unix(sk) {
+        return 0;
+    }
+    if strayed {
+        refuse(ctx, workload);
+        return -EPERM;
+    }
+    if is_of(sk, workload) {
         return 0;
     }
     deny(ctx, Refusal(refusal::SOCKET_FOREIGN), workload)
 }
 
+/// What is refused to a task outside its workload's cgroup.
 #[inline(always)]
-fn deny(ctx: &LsmContext, refused: Refusal, workload: u64) -> i32 {
+fn stray(ctx: &LsmContext) -> i32 {
+    if let Standing::Strayed(workload) = standing() {
+        refuse(ctx, workload);
+    }
+    -EPERM
+}
+
+/// Counts and says no.
+#[inline(always)]
+pub fn deny(ctx: &LsmContext, refused: Refusal, workload: u64) -> i32 {
     let subject = Subject {
         workload,
         ..Subject::default()
@@ -174,21 +206,15 @@ fn may_exist(family: i32, protocol: i32) -> bool {
         || (family == AF_NETLINK && protocol == NETLINK_ROUTE)
 }
 
-/// The configuration, where the current task is governed.
+/// The workload of the current task; 0 for everybody else, and none for a task outside its workload's cgroup. A governed
+/// task in no workload is told apart from all of them.
 #[inline(always)]
-fn governing() -> Option<&'static Config> {
-    maps::unpublished_config().filter(|config| maps::is_governed(config))
-}
-
-/// The workload of the current task; 0 for everybody else. A governed task in no workload is told apart from them.
-#[inline(always)]
-fn mine() -> u64 {
-    match governing() {
-        Some(config) => match maps::current_id(config) {
-            0 => u64::MAX,
-            workload => workload,
-        },
-        None => 0,
+fn mine() -> Option<u64> {
+    match standing() {
+        Standing::Free => Some(0),
+        Standing::Of(0) => Some(u64::MAX),
+        Standing::Of(workload) => Some(workload),
+        Standing::Strayed(_) => None,
     }
 }
 

@@ -11,12 +11,16 @@ mod datagram;
 mod destination;
 mod egress;
 mod foreign;
+mod kernel;
+mod label;
 mod lsm;
 mod maps;
 mod option;
 mod origin;
 mod own;
+mod privilege;
 mod socket;
+mod stray;
 mod verdict;
 
 /// Several helpers may be called by programs under a GPL-compatible licence only; Apache-2.0 code may be dual-licensed so.

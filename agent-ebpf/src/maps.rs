@@ -7,12 +7,14 @@ use core::ptr::{self, NonNull};
 
 use agent_abi::{
     ABI_VERSION, Address, Config, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_LITERALS, MAX_WORKLOADS,
-    Origin, Rate, Socket, WorkloadState, refusal, workload_flag,
+    Origin, Rate, Socket, Task, WorkloadState, refusal, workload_flag,
 };
 use aya_ebpf::bindings::{
     BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock,
 };
-use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_sk_storage_get, bpf_task_storage_get,
+};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 
@@ -49,6 +51,57 @@ pub static SOCKETS: Storage<Socket, { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize
 /// Where the peer of a socket that the proxy accepted wanted to go.
 #[btf_map]
 pub static ACCEPTED: Storage<Origin, { BPF_F_NO_PREALLOC as usize }> = Storage::new();
+
+/// The sticky label of each task that was ever governed; `label` alone writes it.
+#[btf_map]
+pub static TASKS: TaskStorage<Task> = TaskStorage::new();
+
+/// A task storage map; aya has none.
+#[repr(C)]
+pub struct TaskStorage<T> {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the fields describe the map to the loader and are never dereferenced.
+unsafe impl<T> Sync for TaskStorage<T> {}
+
+impl<T> TaskStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    /// The value kept with `task`, if there is one.
+    #[inline(always)]
+    pub fn get(&'static self, task: *mut c_void) -> Option<Slot<T>> {
+        self.ask(task, 0)
+    }
+
+    /// The value kept with `task`, made all-zero if there was none.
+    #[inline(always)]
+    pub fn make(&'static self, task: *mut c_void) -> Result<Slot<T>, Refusal> {
+        // The same number in every kind of local storage.
+        self.ask(task, u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+            .ok_or(Refusal(refusal::MAP_FULL))
+    }
+
+    #[inline(always)]
+    fn ask(&'static self, task: *mut c_void, flags: u64) -> Option<Slot<T>> {
+        let map = ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the verifier checks that `task` is a task.
+        let value = unsafe { bpf_task_storage_get(map, task.cast(), ptr::null_mut(), flags) };
+        NonNull::new(value.cast()).map(Slot)
+    }
+}
 
 /// A socket storage map with flags; aya's own knows neither BPF_F_CLONE nor any program but sock_addr.
 #[repr(C)]
@@ -99,7 +152,7 @@ impl<T, const FLAGS: usize> Storage<T, FLAGS> {
     }
 }
 
-/// A value in a socket's storage. Other programs may hold the same one: it is read and written whole, never borrowed.
+/// A value in the storage of a socket or a task. Other programs may hold the same one: it is read and written whole, never borrowed.
 #[derive(Clone, Copy)]
 pub struct Slot<T>(NonNull<T>);
 
@@ -164,39 +217,39 @@ pub fn current_workload(config: &Config) -> Result<u64, Refusal> {
 /// The workload's directory that the current task lies under, admitted or not; 0 is none.
 #[inline(always)]
 pub fn current_id(config: &Config) -> u64 {
-    if lies_in_agents(config) {
-        return ancestor(config.workload_level);
-    }
-    outside_id(config)
+    place(config, ancestor).unwrap_or(0)
 }
 
 /// Whether the current task is in any workload's hands, admitted or not.
 #[inline(always)]
 pub fn is_governed(config: &Config) -> bool {
-    lies_in_agents(config) || outside_id(config) != 0
+    place(config, ancestor).is_some()
 }
 
-/// Under the directory that holds all workloads but those elsewhere.
+/// Where the current task is: see [`place`].
 #[inline(always)]
-fn lies_in_agents(config: &Config) -> bool {
-    config.workload_level != 0
-        && config.agents != 0
-        && ancestor(config.workload_level - 1) == config.agents
+pub fn current_place(config: &Config) -> Option<u64> {
+    place(config, ancestor)
 }
 
-/// The workload whose cgroup lies elsewhere. Without any, and that is everybody's case, one comparison.
+/// Where a task is, by the cgroups above it: the workload that it lies in, 0 where it lies in none but under the directory of
+/// all workloads, or nothing for who is not governed. Without workloads elsewhere that is one comparison for everybody else.
 #[inline(always)]
-fn outside_id(config: &Config) -> u64 {
+pub fn place(config: &Config, ancestor: impl Fn(u32) -> u64) -> Option<u64> {
+    let (level, agents) = (config.workload_level, config.agents);
+    if level != 0 && agents != 0 && ancestor(level - 1) == agents {
+        return Some(ancestor(level));
+    }
     for level in config.outside_levels {
         if level == 0 {
-            return 0;
+            break;
         }
         let id = ancestor(u32::from(level));
         if is_outside(id) {
-            return id;
+            return Some(id);
         }
     }
-    0
+    None
 }
 
 #[inline(always)]

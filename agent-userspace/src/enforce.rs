@@ -21,6 +21,7 @@ mod pins;
 mod refusals;
 mod report;
 mod sys;
+mod types;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -131,7 +132,7 @@ pub struct Enforcement {
     tree: Tree,
     pins: Pins,
     maps: Maps,
-    lsm: attach::Tried,
+    tried: attach::Tried,
     /// Workloads whose cgroup lies elsewhere, and those of them that nobody has been told are gone.
     outside: Vec<Outside>,
     gone: Vec<Gone>,
@@ -146,7 +147,7 @@ impl std::fmt::Debug for Enforcement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Enforcement")
             .field("tree", &self.tree)
-            .field("lsm", &self.lsm)
+            .field("tried", &self.tried)
             .finish_non_exhaustive()
     }
 }
@@ -169,7 +170,7 @@ impl Enforcement {
         let config = configure(settings, &tree, &maps.config()?)?;
         maps.set_config(config)?;
         let outside = govern::adopt(found, &mut object, &mut maps, &pins, &mut gone)?;
-        let lsm = attach::try_lsm(&mut object, &pins);
+        let tried = attach::try_all(&mut object, &tree, &pins);
 
         let log = programs_log(&mut object);
         let next_number = readmit(&tree, &outside, &mut maps)?;
@@ -180,7 +181,7 @@ impl Enforcement {
             tree,
             pins,
             maps,
-            lsm,
+            tried,
             outside,
             gone,
             next_number,
@@ -340,7 +341,7 @@ impl Enforcement {
     /// Every wall, and what is open where one does not stand.
     #[must_use]
     pub fn layers(&self) -> Vec<LayerReport> {
-        report::layers(&self.tree, &self.outside, &self.pins, &self.lsm)
+        report::layers(&self.tree, &self.outside, &self.pins, &self.tried)
     }
 
     /// How often each kind of refusal happened since the maps were made; they outlive a daemon.

@@ -20,11 +20,17 @@ mod host;
 mod net;
 #[path = "kernel_side/puppet.rs"]
 mod puppet;
+#[path = "kernel_side/ring.rs"]
+mod ring;
+#[path = "kernel_side/task.rs"]
+mod task;
 
 #[path = "kernel_side/adoption.rs"]
 mod adoption;
 #[path = "kernel_side/foreign.rs"]
 mod foreign;
+#[path = "kernel_side/label.rs"]
+mod label;
 #[path = "kernel_side/lsm.rs"]
 mod lsm;
 #[path = "kernel_side/names.rs"]
@@ -35,6 +41,8 @@ mod options;
 mod origin;
 #[path = "kernel_side/outside.rs"]
 mod outside;
+#[path = "kernel_side/privilege.rs"]
+mod privilege;
 #[path = "kernel_side/refusal.rs"]
 mod refusal;
 

@@ -20,6 +20,10 @@ mod host;
 mod net;
 #[path = "kernel_side/puppet.rs"]
 mod puppet;
+#[path = "kernel_side/ring.rs"]
+mod ring;
+#[path = "kernel_side/task.rs"]
+mod task;
 #[path = "kernel_side/wire.rs"]
 mod wire;
 

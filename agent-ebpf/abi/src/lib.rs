@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 /// The version of everything in this crate. Any change of a size, a field or a meaning raises it.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// An address as its bytes lie in a packet, read as four native words.
 pub type Address = [u32; 4];
@@ -145,6 +145,24 @@ pub mod workload_flag {
     pub const OUTSIDE: u32 = 4;
 }
 
+/// The sticky label of a task (`TASKS`, task storage): whose it is, wherever it is moved to. Absent means that it was never governed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Task {
+    /// The cgroup id of the workload; never changes.
+    pub workload: u64,
+    /// Bits of [`task_flag`].
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Bits of [`Task::flags`].
+pub mod task_flag {
+    /// It runs a program of the workload's, not the launcher between birth and execve: no privileges.
+    pub const ARMED: u32 = 1;
+}
+
 /// A refusal of the kernel side, as it travels through the ring buffer `EVENTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -181,34 +199,40 @@ pub mod refusal {
     pub const BIND: u32 = 0;
     /// A Unix socket of somebody outside the workload.
     pub const BROKER: u32 = 1;
+    /// A privilege that no governed task has, whatever its user and namespaces say.
+    pub const CAPABILITY: u32 = 2;
     /// The configuration is absent, of another version, or its ports are not published.
-    pub const CONFIG: u32 = 2;
+    pub const CONFIG: u32 = 3;
     /// A UDP destination that is neither a resolver nor the workload's own.
-    pub const DATAGRAM: u32 = 3;
+    pub const DATAGRAM: u32 = 4;
     /// A UDP socket towards a synthetic address: QUIC, or the C library sorting addresses.
-    pub const DATAGRAM_NAME: u32 = 4;
+    pub const DATAGRAM_NAME: u32 = 5;
     /// A TCP destination that stands for no name.
-    pub const DESTINATION_UNKNOWN: u32 = 5;
+    pub const DESTINATION_UNKNOWN: u32 = 6;
     /// A socket family, type or protocol that may not exist.
-    pub const FAMILY: u32 = 6;
-    /// A map or a socket's storage could not remember.
-    pub const MAP_FULL: u32 = 7;
+    pub const FAMILY: u32 = 7;
+    /// A task that carries a workload's label is outside that workload's cgroup, or puts a task there.
+    pub const LABEL: u32 = 8;
+    /// A map or the storage of a socket or a task could not remember.
+    pub const MAP_FULL: u32 = 9;
     /// A socket option that joins a group or chooses another way for packets.
-    pub const OPTION: u32 = 8;
+    pub const OPTION: u32 = 10;
     /// A packet that the egress floor does not let out.
-    pub const PACKET: u32 = 9;
+    pub const PACKET: u32 = 11;
     /// Dialling the proxy's or the resolver's own port.
-    pub const PROXY_PORT: u32 = 10;
+    pub const PROXY_PORT: u32 = 12;
     /// A socket that another workload, or nobody governed, made.
-    pub const SOCKET_FOREIGN: u32 = 11;
+    pub const SOCKET_FOREIGN: u32 = 13;
     /// Reaching into another process, or bpf(2).
-    pub const TASK: u32 = 12;
+    pub const TASK: u32 = 14;
+    /// What io_uring does with somebody else's task: kernel polling, other credentials, commands to drivers.
+    pub const URING: u32 = 15;
     /// The workload is switched off.
-    pub const WORKLOAD_DISABLED: u32 = 13;
+    pub const WORKLOAD_DISABLED: u32 = 16;
     /// A task under the governed cgroup, in no admitted workload.
-    pub const WORKLOAD_UNKNOWN: u32 = 14;
+    pub const WORKLOAD_UNKNOWN: u32 = 17;
     /// How many kinds there are.
-    pub const COUNT: u32 = 15;
+    pub const COUNT: u32 = 18;
 }
 
 /// Different levels at which workloads may lie elsewhere.
@@ -231,6 +255,7 @@ const _: () = {
     assert!(size_of::<Origin>() == 32);
     assert!(size_of::<Rate>() == 16);
     assert!(size_of::<Socket>() == 64);
+    assert!(size_of::<Task>() == 16);
     assert!(size_of::<WorkloadState>() == 8);
 };
 

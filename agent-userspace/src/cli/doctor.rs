@@ -49,9 +49,12 @@ fn optional(layer: &str) -> bool {
             | "label"
             | "lsm"
             | "lsm_bpf"
+            | "lsm_capable"
             | "lsm_ptrace"
             | "lsm_socket"
             | "lsm_unix"
+            | "lsm_uring"
+            | "lsm_uring_cmd"
             | "multicast"
     )
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use aya::programs::links::FdLink;
 use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSock, CgroupSockAddr, Lsm, Program, ProgramError, SockOps,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSock, CgroupSockAddr, Lsm, Program,
+    ProgramError, SockOps,
 };
 use aya::{Btf, Ebpf};
 
@@ -18,6 +19,7 @@ use super::mounts;
 use super::outside::Outside;
 use super::pins::Pins;
 use super::sys;
+use super::types;
 
 /// Which cgroup a program is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,21 +55,47 @@ pub(super) const PROGRAMS: [(&str, Place); 19] = [
     ("connect6", Place::Agents),
 ];
 
+/// The programs on tracepoints; they write the labels.
+const TRACEPOINTS: [(&str, &str); 4] = [
+    ("label_attach", "cgroup_attach_task"),
+    ("label_birth", "task_newtask"),
+    ("label_exec", "sched_process_exec"),
+    ("label_keep", "sched_prepare_exec"),
+];
+
+/// Programs at the root that know the label: task storage in such programs came later than everything else here.
+const STRAY: [&str; 5] = [
+    "stray_create",
+    "stray_connect4",
+    "stray_connect6",
+    "stray_sendmsg4",
+    "stray_sendmsg6",
+];
+
 /// The LSM programs with their hooks; each is tried by itself, and some kernels refuse all of them.
-const LSM: [(&str, &str); 10] = [
+const LSM: [(&str, &str); 19] = [
     ("socket_create", "socket_create"),
     ("socket_post_create", "socket_post_create"),
     ("socket_connect", "socket_connect"),
     ("socket_sendmsg", "socket_sendmsg"),
     ("socket_setsockopt", "socket_setsockopt"),
+    ("socket_bind", "socket_bind"),
+    ("socket_listen", "socket_listen"),
+    ("socket_accept", "socket_accept"),
     ("file_receive", "file_receive"),
     ("unix_stream_connect", "unix_stream_connect"),
     ("unix_may_send", "unix_may_send"),
     ("ptrace_access_check", "ptrace_access_check"),
     ("bpf_call", "bpf"),
+    ("task_alloc", "task_alloc"),
+    ("execute", "bprm_check_security"),
+    ("no_capability", "capable"),
+    ("uring_sqpoll", "uring_sqpoll"),
+    ("uring_override_creds", "uring_override_creds"),
+    ("uring_cmd", "uring_cmd"),
 ];
 
-/// What became of each LSM program: in force, or why not.
+/// What became of each program that a kernel may refuse: in force, or why not.
 pub(super) type Tried = Vec<(&'static str, Result<(), String>)>;
 
 /// Loads every program and attaches it, or updates the link that is pinned already.
@@ -104,26 +132,66 @@ fn of_workloads() -> impl Iterator<Item = (&'static str, Place)> {
         .filter(|(_, place)| *place == Place::Agents)
 }
 
-/// Tries the LSM programs: one is live if it loads and attaches and the kernel runs BPF LSM programs at all.
-pub(super) fn try_lsm(object: &mut Ebpf, pins: &Pins) -> Tried {
-    let kernel = kernel_runs_bpf_lsm().then_some(()).ok_or_else(|| {
+/// Tries what a kernel may refuse: the labels first, then the programs that ask for them. A program is live if it loads and
+/// attaches, and for BPF LSM if the kernel runs such programs at all.
+pub(super) fn try_all(object: &mut Ebpf, tree: &Tree, pins: &Pins) -> Tried {
+    let kernel = types::places()
+        .map(drop)
+        .map_err(std::string::ToString::to_string)
+        .and_then(|()| {
+            Btf::from_sys_fs().map_err(|error| format!("the kernel has no BTF: {error}"))
+        });
+    let lsm = kernel_runs_bpf_lsm().then_some(()).ok_or_else(|| {
         "`bpf` is not among the kernel's active LSMs (boot with lsm=...,bpf)".to_owned()
     });
-    let types = kernel.and_then(|()| {
-        Btf::from_sys_fs().map_err(|error| format!("the kernel has no BTF: {error}"))
+    let labels = TRACEPOINTS.into_iter().map(|(name, point)| {
+        let tried = kernel
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|types| try_tracepoint(object, pins, types, name, point));
+        (name, tried)
     });
-    LSM.into_iter()
-        .map(|(name, hook)| {
-            let tried = match &types {
-                Ok(types) => try_one(object, pins, types, name, hook),
-                Err(why) => Err(why.clone()),
-            };
-            (name, tried)
-        })
-        .collect()
+    let mut tried: Tried = labels.collect();
+    tried.extend(STRAY.into_iter().map(|name| {
+        let tried = kernel.as_ref().map_err(Clone::clone);
+        (name, tried.and_then(|_| try_root(object, tree, pins, name)))
+    }));
+    tried.extend(LSM.into_iter().map(|(name, hook)| {
+        let types = lsm.clone().and(kernel.as_ref().map_err(Clone::clone));
+        let tried = types.and_then(|types| try_lsm(object, pins, types, name, hook));
+        (name, tried)
+    }));
+    tried
 }
 
-fn try_one(
+fn try_tracepoint(
+    object: &mut Ebpf,
+    pins: &Pins,
+    types: &Btf,
+    name: &str,
+    point: &str,
+) -> Result<(), String> {
+    let program: &mut BtfTracePoint = object
+        .program_mut(name)
+        .ok_or("the program is missing")?
+        .try_into()
+        .map_err(|error| format!("{error}"))?;
+    program.load(point, types).map_err(refuses("load", name))?;
+    let link = program.attach().map_err(refuses("attach", name))?;
+    let link = program
+        .take_link(link)
+        .map_err(|error| format!("{error}"))?;
+    pin_anew(link.into(), name, pins)
+}
+
+fn try_root(object: &mut Ebpf, tree: &Tree, pins: &Pins, name: &'static str) -> Result<(), String> {
+    let program = program(object, name).map_err(|error| error.to_string())?;
+    load(program).map_err(refuses("load", name))?;
+    let cgroup = cgroup::open(tree.root()).map_err(|error| error.to_string())?;
+    attach(program, name, tree.root(), &cgroup, pins.version()).map_err(refuses("attach", name))
+}
+
+fn try_lsm(
     object: &mut Ebpf,
     pins: &Pins,
     types: &Btf,
@@ -135,20 +203,17 @@ fn try_one(
         .ok_or("the program is missing")?
         .try_into()
         .map_err(|error| format!("{error}"))?;
-    program
-        .load(hook, types)
-        .map_err(|error| format!("the kernel refuses to load {name}: {}", root_cause(&error)))?;
-    let link = program.attach().map_err(|error| {
-        format!(
-            "the kernel refuses to attach {name}: {}",
-            root_cause(&error)
-        )
-    })?;
-    let link: FdLink = program
+    program.load(hook, types).map_err(refuses("load", name))?;
+    let link = program.attach().map_err(refuses("attach", name))?;
+    let link = program
         .take_link(link)
-        .map_err(|error| format!("{error}"))?
-        .into();
-    // The new one is in force before the old one goes; a crash in between leaves a second pin, which the next start replaces.
+        .map_err(|error| format!("{error}"))?;
+    pin_anew(link.into(), name, pins)
+}
+
+/// Pins a link that cannot be updated in place, where the one of an earlier daemon was.
+fn pin_anew(link: FdLink, name: &str, pins: &Pins) -> Result<(), String> {
+    // The new one is in force already, the old one goes now; a crash in between leaves a second pin, which the next start replaces.
     let (path, next) = (
         pins.path(&link_name(name)),
         pins.path(&format!("next_{name}")),
@@ -295,6 +360,10 @@ fn attach_new(program: &mut Program, cgroup: &fs::File) -> Result<FdLink, Progra
         }
         _ => Err(ProgramError::UnexpectedProgramType),
     }
+}
+
+fn refuses<E: std::error::Error>(act: &str, name: &str) -> impl FnOnce(E) -> String {
+    move |error| format!("the kernel refuses to {act} {name}: {}", root_cause(&error))
 }
 
 /// Links lie beside maps: a prefix keeps their names apart.

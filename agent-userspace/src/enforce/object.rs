@@ -11,6 +11,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 
 use super::error::EnforceError;
 use super::pins::Pins;
+use super::types;
 
 /// The kernel side, built from `agent-ebpf` by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent-ebpf.o"));
@@ -26,7 +27,7 @@ unsafe impl Pod for Wire<Config> {}
 unsafe impl Pod for Wire<WorkloadState> {}
 
 /// The maps that are pinned, with what each must look like: key bytes, value bytes, entries.
-const PINNED: [(&str, MapType, usize, usize, u32); 9] = [
+const PINNED: [(&str, MapType, usize, usize, u32); 10] = [
     (
         "ACCEPTED",
         MapType::SkStorage,
@@ -66,6 +67,13 @@ const PINNED: [(&str, MapType, usize, usize, u32); 9] = [
         0,
     ),
     (
+        "TASKS",
+        MapType::TaskStorage,
+        4,
+        size_of::<agent_abi::Task>(),
+        0,
+    ),
+    (
         "WORKLOADS",
         MapType::Hash,
         8,
@@ -77,8 +85,22 @@ const PINNED: [(&str, MapType, usize, usize, u32); 9] = [
 /// Creates the maps, or takes them over from their pins, and prepares the programs.
 pub(super) fn load(pins: &Pins) -> Result<Ebpf, EnforceError> {
     let mut loader = EbpfLoader::new();
-    // No program reads kernel structures: reading the kernel's types (megabytes) would be for nothing.
+    // What programs read of kernel structures is in `places`: relocating them would read the kernel's types (megabytes) for nothing.
     loader.btf(None);
+    // aya knows no task storage. Only programs use ours, and nothing here asks for a map of another type than it has.
+    loader.allow_unsupported_maps();
+    let places = types::places().unwrap_or_default();
+    for (name, place) in [
+        ("TASK_GROUP_LEADER", &places.task_group_leader),
+        ("TASK_CGROUPS", &places.task_cgroups),
+        ("CSS_SET_DFL_CGRP", &places.css_set_dfl_cgrp),
+        ("CGROUP_LEVEL", &places.cgroup_level),
+        ("CGROUP_ANCESTORS", &places.cgroup_ancestors),
+        ("CGROUP_KN", &places.cgroup_kn),
+        ("KERNFS_NODE_ID", &places.kernfs_node_id),
+    ] {
+        loader.override_global(name, place, true);
+    }
     for (name, kind, key, value, entries) in PINNED {
         let path = pins.path(name);
         if path.exists() {
@@ -107,7 +129,8 @@ fn check(
     let same = info.map_type().is_ok_and(|found| found == kind)
         && info.key_size() as usize == key
         && info.value_size() as usize == value
-        && (info.max_entries() == entries || kind == MapType::SkStorage);
+        && (info.max_entries() == entries
+            || matches!(kind, MapType::SkStorage | MapType::TaskStorage));
     if same { Ok(()) } else { Err(foreign()) }
 }
 

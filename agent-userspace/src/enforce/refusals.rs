@@ -22,6 +22,8 @@ pub enum RefusalKind {
     Bind,
     /// A Unix socket of somebody outside the workload.
     Broker,
+    /// A privilege that no governed task has, whatever its user and namespaces say.
+    Capability,
     /// The configuration is absent, of another version, or its ports are not published.
     Config,
     /// A UDP destination that is neither a resolver nor the workload's own.
@@ -32,7 +34,9 @@ pub enum RefusalKind {
     DestinationUnknown,
     /// A socket family, type or protocol that may not exist.
     Family,
-    /// A map or a socket's storage could not remember.
+    /// A task that carries a workload's label is outside that workload's cgroup, or puts a task there.
+    Label,
+    /// A map or the storage of a socket or a task could not remember.
     MapFull,
     /// A socket option that joins a group or chooses another way for packets.
     Option,
@@ -44,6 +48,8 @@ pub enum RefusalKind {
     SocketForeign,
     /// Reaching into another process, or bpf(2).
     Task,
+    /// What io_uring does with somebody else's task: kernel polling, other credentials, commands to drivers.
+    Uring,
     /// The workload is switched off.
     WorkloadDisabled,
     /// A task under the governed cgroup, in no admitted workload.
@@ -55,17 +61,20 @@ impl RefusalKind {
     pub const ALL: [RefusalKind; refusal::COUNT as usize] = [
         RefusalKind::Bind,
         RefusalKind::Broker,
+        RefusalKind::Capability,
         RefusalKind::Config,
         RefusalKind::Datagram,
         RefusalKind::DatagramName,
         RefusalKind::DestinationUnknown,
         RefusalKind::Family,
+        RefusalKind::Label,
         RefusalKind::MapFull,
         RefusalKind::Option,
         RefusalKind::Packet,
         RefusalKind::ProxyPort,
         RefusalKind::SocketForeign,
         RefusalKind::Task,
+        RefusalKind::Uring,
         RefusalKind::WorkloadDisabled,
         RefusalKind::WorkloadUnknown,
     ];
@@ -76,17 +85,20 @@ impl RefusalKind {
         match self {
             RefusalKind::Bind => "bind",
             RefusalKind::Broker => "broker",
+            RefusalKind::Capability => "capability",
             RefusalKind::Config => "config",
             RefusalKind::Datagram => "datagram",
             RefusalKind::DatagramName => "datagram_name",
             RefusalKind::DestinationUnknown => "destination_unknown",
             RefusalKind::Family => "family",
+            RefusalKind::Label => "label",
             RefusalKind::MapFull => "map_full",
             RefusalKind::Option => "option",
             RefusalKind::Packet => "packet",
             RefusalKind::ProxyPort => "proxy_port",
             RefusalKind::SocketForeign => "socket_foreign",
             RefusalKind::Task => "task",
+            RefusalKind::Uring => "uring",
             RefusalKind::WorkloadDisabled => "workload_disabled",
             RefusalKind::WorkloadUnknown => "workload_unknown",
         }
@@ -97,17 +109,20 @@ impl RefusalKind {
         match self {
             RefusalKind::Bind => refusal::BIND,
             RefusalKind::Broker => refusal::BROKER,
+            RefusalKind::Capability => refusal::CAPABILITY,
             RefusalKind::Config => refusal::CONFIG,
             RefusalKind::Datagram => refusal::DATAGRAM,
             RefusalKind::DatagramName => refusal::DATAGRAM_NAME,
             RefusalKind::DestinationUnknown => refusal::DESTINATION_UNKNOWN,
             RefusalKind::Family => refusal::FAMILY,
+            RefusalKind::Label => refusal::LABEL,
             RefusalKind::MapFull => refusal::MAP_FULL,
             RefusalKind::Option => refusal::OPTION,
             RefusalKind::Packet => refusal::PACKET,
             RefusalKind::ProxyPort => refusal::PROXY_PORT,
             RefusalKind::SocketForeign => refusal::SOCKET_FOREIGN,
             RefusalKind::Task => refusal::TASK,
+            RefusalKind::Uring => refusal::URING,
             RefusalKind::WorkloadDisabled => refusal::WORKLOAD_DISABLED,
             RefusalKind::WorkloadUnknown => refusal::WORKLOAD_UNKNOWN,
         }

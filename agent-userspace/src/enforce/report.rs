@@ -60,22 +60,17 @@ const FOREIGN: Layer = (
     ],
     "a socket made by an ungoverned process and handed over (SCM_RIGHTS, pidfd_getfd) connects and sends where it will",
 );
-const LABEL: &str = "a workload's process that gets at the cgroup file system, which the launcher hides, or is moved by somebody outside, leaves its cgroup and is governed no more";
 const CONNECTED: &str = "a socket that an ungoverned process made and connected (or a raw one), handed over by SCM_RIGHTS or pidfd_getfd, keeps its way out";
 
 /// The layers of BPF LSM programs.
-const LSM: [Layer; 5] = [
+const LSM: [Layer; 8] = [
     (
         "lsm",
         &["socket_create"],
         "no second wall against packet, vsock, XDP and netlink sockets: only seccomp and the missing CAP_NET_RAW stop them",
     ),
     FOREIGN_LSM,
-    (
-        "lsm_unix",
-        &["socket_post_create", "unix_stream_connect", "unix_may_send"],
-        "brokers over Unix sockets that the launcher does not hide can be asked to act",
-    ),
+    UNIX_LSM,
     (
         "lsm_ptrace",
         &["ptrace_access_check"],
@@ -86,7 +81,27 @@ const LSM: [Layer; 5] = [
         &["bpf_call"],
         "no second wall against bpf(2): only seccomp and the missing CAP_BPF stop it",
     ),
+    (
+        "lsm_capable",
+        &["no_capability"],
+        "no second wall against privileges over the network, devices and the kernel: only the launcher takes them away",
+    ),
+    (
+        "lsm_uring",
+        &["uring_sqpoll", "uring_override_creds"],
+        "no second wall against io_uring's kernel threads and borrowed credentials: only seccomp stops io_uring",
+    ),
+    (
+        "lsm_uring_cmd",
+        &["uring_cmd"],
+        "no second wall against io_uring's commands to drivers: only seccomp stops io_uring",
+    ),
 ];
+const UNIX_LSM: Layer = (
+    "lsm_unix",
+    &["socket_post_create", "unix_stream_connect", "unix_may_send"],
+    "brokers over Unix sockets that the launcher does not hide can be asked to act",
+);
 const FOREIGN_LSM: Layer = (
     "lsm_socket",
     &[
@@ -94,38 +109,98 @@ const FOREIGN_LSM: Layer = (
         "socket_connect",
         "socket_sendmsg",
         "socket_setsockopt",
+        "socket_bind",
+        "socket_listen",
+        "socket_accept",
         "file_receive",
     ],
     CONNECTED,
 );
+
+/// The label: written by these programs, and asked for by those of three more layers.
+const LABEL: Layer = (
+    "label",
+    &["label_attach", "label_birth", "label_exec"],
+    "a process that gets at the cgroup file system, which the launcher hides, or is moved by somebody outside, leaves its workload and is governed no more",
+);
+/// What LSM programs do to a task outside its workload's cgroup.
+const STRAY_LSM: Layer = (
+    "label",
+    &["task_alloc", "execute", "socket_create"],
+    "a process that somebody outside moves out of its workload, or that is started outside by clone3(CLONE_INTO_CGROUP), is killed only when it executes or starts something",
+);
+/// What programs at the root of the hierarchy do to it instead.
+const STRAY: Layer = (
+    "label",
+    &[
+        "stray_create",
+        "stray_connect4",
+        "stray_connect6",
+        "stray_sendmsg4",
+        "stray_sendmsg6",
+    ],
+    "until then it makes and uses any socket",
+);
+/// How a thread keeps the label that only its process's first thread has.
+const KEEP: Layer = (
+    "label",
+    &["label_keep"],
+    "a process that had several threads when it was moved into its workload, was moved out again, and executes something from a thread other than its first loses its label",
+);
+const STRAY_OTHERS: &str =
+    "until then it makes no IP socket, connection or datagram, but sockets of other kinds";
 
 /// Every layer, best first.
 pub(super) fn layers(
     tree: &Tree,
     outside: &[Outside],
     pins: &Pins,
-    lsm: &Tried,
+    tried: &Tried,
 ) -> Vec<LayerReport> {
     let is_live = |program: &str| attach::is_live(program, tree, outside, pins).unwrap_or(false);
     let mut reports: Vec<LayerReport> = LAYERS
         .iter()
         .map(|layer| cgroup_layer(layer, is_live))
         .collect();
-    reports.extend(LSM.iter().map(|layer| lsm_layer(layer, lsm)));
-    reports.push(foreign_socket(is_live, lsm));
-    // Not built: said here, so that nobody takes silence for a wall.
-    reports.push(LayerReport {
-        name: "label".to_owned(),
-        state: LayerState::Absent,
-        leaves_open: vec![LABEL.to_owned()],
-    });
+    reports.extend(LSM.iter().map(|layer| tried_layer(layer, tried)));
+    reports.push(foreign_socket(is_live, tried));
+    reports.push(label(tried));
     reports
 }
 
+/// Whoever carries the label is found everywhere; what then stops it, outside its cgroup, is the programs of BPF LSM.
+fn label(tried: &Tried) -> LayerReport {
+    let mut report = tried_layer(&LABEL, tried);
+    if report.state != LayerState::Live {
+        return report;
+    }
+    let lsm = tried_layer(&STRAY_LSM, tried);
+    let sockets = [FOREIGN_LSM, UNIX_LSM];
+    if lsm.state == LayerState::Live
+        && sockets
+            .iter()
+            .all(|layer| tried_layer(layer, tried).state == LayerState::Live)
+    {
+        return report;
+    }
+    report.state = LayerState::Degraded;
+    report.leaves_open.extend(lsm.leaves_open);
+    let stray = tried_layer(&STRAY, tried);
+    if stray.state == LayerState::Live {
+        report.leaves_open.push(STRAY_OTHERS.to_owned());
+    } else {
+        report.leaves_open.extend(stray.leaves_open);
+    }
+    report
+        .leaves_open
+        .extend(tried_layer(&KEEP, tried).leaves_open);
+    report
+}
+
 /// What the hooks at the root of the hierarchy see is closed by them; the rest needs the LSM programs.
-fn foreign_socket(is_live: impl Fn(&str) -> bool, lsm: &Tried) -> LayerReport {
+fn foreign_socket(is_live: impl Fn(&str) -> bool, tried: &Tried) -> LayerReport {
     let mut report = cgroup_layer(&FOREIGN, is_live);
-    if lsm_layer(&FOREIGN_LSM, lsm).state != LayerState::Live {
+    if tried_layer(&FOREIGN_LSM, tried).state != LayerState::Live {
         if report.state == LayerState::Live {
             report.state = LayerState::Degraded;
         }
@@ -153,8 +228,8 @@ fn cgroup_layer((name, programs, open): &Layer, is_live: impl Fn(&str) -> bool) 
     }
 }
 
-fn lsm_layer((name, programs, open): &Layer, lsm: &Tried) -> LayerReport {
-    let tried: Vec<_> = lsm
+fn tried_layer((name, programs, open): &Layer, tried: &Tried) -> LayerReport {
+    let tried: Vec<_> = tried
         .iter()
         .filter(|(program, _)| programs.contains(program))
         .collect();

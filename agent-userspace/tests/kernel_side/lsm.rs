@@ -19,7 +19,16 @@ fn lsm_layers_are_live_where_the_kernel_runs_such_programs() {
     let listed = list.trim().split(',').any(|module| module == "bpf");
     // A kernel may list BPF LSM and still refuse its programs; the kernels of the test machines do not.
     let runs = listed && std::env::var_os("SLUICE_TEST_GUEST").is_some();
-    for name in ["lsm", "lsm_socket", "lsm_unix", "lsm_ptrace", "lsm_bpf"] {
+    for name in [
+        "lsm",
+        "lsm_socket",
+        "lsm_unix",
+        "lsm_ptrace",
+        "lsm_bpf",
+        "lsm_capable",
+        "lsm_uring",
+        "lsm_uring_cmd",
+    ] {
         let layer = host.layer(name);
         assert!(host.is_live(name) || !runs, "{layer:?}");
         assert!(!host.is_live(name) || listed, "{layer:?}");

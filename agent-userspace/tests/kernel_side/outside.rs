@@ -353,7 +353,8 @@ fn a_workload_elsewhere_is_released_once_it_is_empty() {
     host.enforcement().retire(admitted.id).unwrap();
     assert!(elsewhere.0.exists(), "the cgroup is somebody else's");
     assert!(!pins(&host, admitted.id).exists());
-    puppet.enter(&elsewhere.0);
+    // Not the one that was governed: it carries its label for good.
+    let mut puppet = Puppet::start(Some(&elsewhere.0));
     puppet.connect(&server).unwrap();
     assert!(matches!(
         host.enforcement().release(admitted.id),

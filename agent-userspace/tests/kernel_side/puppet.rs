@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -21,7 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The test's end of a puppet.
 pub(crate) struct Puppet {
-    child: Child,
+    /// None for one that another puppet bore; it ends when nobody holds its strings any more.
+    child: Option<Child>,
+    pid: u32,
     strings: BufReader<UnixStream>,
 }
 
@@ -31,35 +34,46 @@ pub(crate) type Answer = Result<Vec<String>, i32>;
 impl Puppet {
     /// Starts a process in a cgroup; in the test's own one where none is given.
     pub(crate) fn start(cgroup: Option<&Path>) -> Puppet {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(PATIENCE * 3)).unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args([
-                "--ignored",
-                "--exact",
-                "role",
-                "--nocapture",
-                "--test-threads=1",
-            ])
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null());
+        let (ours, theirs) = strings();
+        let mut command = role(theirs);
         if let Some(cgroup) = cgroup {
             command.env(CGROUP, cgroup);
         }
         let child = command.spawn().unwrap();
         let mut puppet = Puppet {
-            child,
-            strings: BufReader::new(ours),
+            pid: child.id(),
+            child: Some(child),
+            strings: ours,
         };
         // An answer means that it is in its cgroup.
         puppet.ask("greet").unwrap();
         puppet
     }
 
+    /// Starts a process, in the test's own cgroup, that enters `cgroup` and then bears another one, by fork and exec.
+    pub(crate) fn start_and_bear(cgroup: &Path) -> (Puppet, Puppet) {
+        let mut parent = Puppet::start(None);
+        let (ours, theirs) = strings();
+        parent.hand("take_strings", &[theirs.as_fd()]).unwrap();
+        parent.ask(&format!("go {}", cgroup.display())).unwrap();
+        let pid = parent.ask("bear").unwrap()[0].parse().unwrap();
+        let mut child = Puppet {
+            child: None,
+            pid,
+            strings: ours,
+        };
+        child.ask("greet").unwrap();
+        (parent, child)
+    }
+
+    /// Waits for the signal that ends the process.
+    pub(crate) fn signal(&mut self) -> Option<i32> {
+        self.child.as_mut().unwrap().wait().unwrap().signal()
+    }
+
     /// Moves the process into another cgroup; its sockets stay where they were born.
     pub(crate) fn enter(&self, cgroup: &Path) {
-        fs::write(cgroup.join("cgroup.procs"), self.child.id().to_string()).unwrap();
+        fs::write(cgroup.join("cgroup.procs"), self.pid.to_string()).unwrap();
     }
 
     /// Sends one command and waits for its answer.
@@ -116,7 +130,7 @@ impl Puppet {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// The socket that descriptors come through.
@@ -127,9 +141,34 @@ impl Puppet {
 
 impl Drop for Puppet {
     fn drop(&mut self) {
-        let _already_dead = self.child.kill();
-        let _already_reaped = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _already_dead = child.kill();
+            let _already_reaped = child.wait();
+        }
     }
+}
+
+fn strings() -> (BufReader<UnixStream>, OwnedFd) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE * 3)).unwrap();
+    (BufReader::new(ours), theirs.into())
+}
+
+/// This binary, as a process that does what it is told.
+fn role(strings: OwnedFd) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args([
+            "--ignored",
+            "--exact",
+            "role",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .env_remove(CGROUP)
+        .stdin(strings)
+        .stdout(Stdio::null());
+    command
 }
 
 /// The puppet's side: reads commands from standard input, which is a socket, and answers on it.
@@ -156,6 +195,9 @@ pub(crate) fn obey() {
 #[derive(Default)]
 struct Limbs {
     sockets: Vec<Option<Socket>>,
+    /// Of a puppet that this one will bear.
+    strings: Option<OwnedFd>,
+    borne: Vec<Child>,
 }
 
 impl Limbs {
@@ -290,6 +332,31 @@ impl Limbs {
                 super::host::send_fds(rustix::stdio::stdin(), &[self.socket(index).as_fd()])
                     .map(|()| String::new())
             }
+            ["go", cgroup] => {
+                fs::write(Path::new(cgroup).join("cgroup.procs"), "0").map(|()| String::new())
+            }
+            ["move", pid, cgroup] => {
+                fs::write(Path::new(cgroup).join("cgroup.procs"), pid).map(|()| String::new())
+            }
+            ["become", program] => Err(std::os::unix::process::CommandExt::exec(
+                &mut Command::new(program),
+            )),
+            ["take_strings"] => {
+                super::host::say_ready()?;
+                self.strings = super::host::receive_fds(rustix::stdio::stdin())?.pop();
+                Ok(String::new())
+            }
+            ["bear"] => {
+                let child = role(self.strings.take().unwrap()).spawn()?;
+                let pid = child.id();
+                self.borne.push(child);
+                Ok(pid.to_string())
+            }
+            ["clone_into", cgroup] => super::task::clone_into(Path::new(cgroup)),
+            ["fork"] => super::task::fork_once(),
+            ["ring", flags] => super::ring::open(flags.parse().unwrap()).map(|_| String::new()),
+            ["ring_command"] => super::ring::command(),
+            ["ring_personality"] => super::ring::personality(),
             ["listeners", cgroup] => super::host::give_listeners(Path::new(cgroup)),
             ["origin"] => super::host::read_origins(),
             _ => panic!("unknown command {words:?}"),

@@ -1,0 +1,87 @@
+//! What a puppet does with tasks: one more, here or in another cgroup.
+//! In the child only system calls happen: the puppet has other threads.
+
+#![allow(
+    unsafe_code,
+    reason = "fork and clone3 have no safe form; each block says what the child does"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+/// `CLONE_INTO_CGROUP`, Linux 5.7.
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args` up to its `cgroup` field.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArguments {
+    flags: u64,
+    unused: [u64; 3],
+    exit_signal: u64,
+    unused_too: [u64; 5],
+    cgroup: u64,
+}
+
+/// Starts a child in a cgroup, which makes a socket and says on the puppet's strings what came of it: `ok child ERRNO`.
+/// The puppet itself only answers where it could not start one.
+pub(crate) fn clone_into(cgroup: &Path) -> io::Result<String> {
+    let cgroup = File::open(cgroup)?;
+    let arguments = CloneArguments {
+        flags: INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..CloneArguments::default()
+    };
+    // SAFETY: a fork; the child makes system calls only, and ends by itself.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of_val(&arguments),
+        )
+    };
+    match pid {
+        0 => say_what_a_socket_says(),
+        1.. => {
+            // SAFETY: waits for our own child; no status is asked for.
+            unsafe { libc::waitpid(pid as libc::pid_t, std::ptr::null_mut(), 0) };
+            // The child has answered.
+            Err(io::ErrorKind::AlreadyExists.into())
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Starts a child that does nothing.
+pub(crate) fn fork_once() -> io::Result<String> {
+    // SAFETY: the child ends at once.
+    match unsafe { libc::fork() } {
+        // SAFETY: ends this process at once.
+        0 => unsafe { libc::_exit(0) },
+        pid @ 1.. => {
+            // SAFETY: waits for our own child; no status is asked for.
+            unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+            Ok(String::new())
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn say_what_a_socket_says() -> ! {
+    // SAFETY: no pointers are passed; the descriptor goes when this process does.
+    let made = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0) };
+    let answer: &[u8] = match made {
+        0.. => b"ok child 0\n",
+        // SAFETY: this thread's own errno.
+        _ if unsafe { *libc::__errno_location() } == libc::EPERM => b"ok child 1\n",
+        _ => b"ok child -1\n",
+    };
+    // SAFETY: the bytes are as long as that, and the process ends.
+    unsafe {
+        libc::write(0, answer.as_ptr().cast(), answer.len());
+        libc::_exit(0)
+    }
+}
