@@ -88,15 +88,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return packages(true);
     }
-    quiet()?;
+    tests()?;
     println!("setup: ready ({:.0} s)", started.elapsed().as_secs_f32());
     Ok(())
 }
 
-/// The same for the other commands: silent when nothing is missing.
+/// The same for `cargo xtask test`: silent when nothing is missing.
+pub(crate) fn tests() -> Result<()> {
+    quiet()?;
+    nextest()
+}
+
+/// What every other command needs: the test runner takes longer to build than all of Sluice, and they do without.
 pub(crate) fn quiet() -> Result<()> {
     packages(false)?;
-    nextest()?;
     ebpf_toolchain()?;
     venv::ensure()
 }

@@ -30,7 +30,7 @@ struct Part {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::quiet()?;
+    setup::tests()?;
     println!("test: building");
     shell::run(shell::cargo().args(["build", "--all-targets"]))?;
     demo::remove_leftovers()?;
