@@ -63,6 +63,13 @@ pub enum Event {
     KernelRefused(KernelRefusal),
     /// How often the kernel refused so far, by kind.
     KernelRefusals(Vec<(String, u64)>),
+    /// Serve these sockets, too, as long as the workload lives: they lie in its own network namespace.
+    Listen {
+        /// Which workload.
+        id: WorkloadId,
+        /// Its listeners.
+        listeners: Listeners,
+    },
     /// Load this configuration instead.
     Reload {
         /// The new configuration's texts.

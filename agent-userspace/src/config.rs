@@ -18,7 +18,9 @@ use tracing_subscriber::EnvFilter;
 
 pub use accounts::{Accounts, ProcessFacts};
 pub use duration::parse_duration;
-pub use settings::{Approvals, Config, Control, Enforcement, Metrics, Names, Proxy, Vault};
+pub use settings::{
+    Approvals, Config, Control, Enforcement, Launch, Metrics, Names, Proxy, UidRange, Vault,
+};
 pub use snapshot::{Snapshot, TextFile, read_one, read_toml_files};
 pub use state::{
     adopt_owner, private_directory, public_directory, read_disabled, replace, write_disabled,
@@ -97,6 +99,14 @@ impl Paths {
     #[must_use]
     pub fn master_key_file(&self) -> PathBuf {
         self.state.join("master.key")
+    }
+
+    /// Where the agents that run under a uid of their own have their homes: beside the state directory, which nobody may enter.
+    #[must_use]
+    pub fn homes(&self) -> PathBuf {
+        let mut path = self.state.clone().into_os_string();
+        path.push("-agents");
+        PathBuf::from(path)
     }
 
     /// The agents that are switched off, one `tenant/name` per line.

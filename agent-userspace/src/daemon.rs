@@ -10,6 +10,7 @@ mod enforcer;
 mod error;
 mod events;
 mod listeners;
+mod namespaces;
 mod places;
 mod privileges;
 pub mod protocol;

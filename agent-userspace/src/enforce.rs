@@ -15,6 +15,7 @@ mod instance;
 pub mod launch;
 pub mod listen;
 mod mounts;
+mod netns;
 pub(crate) mod object;
 mod outside;
 mod pins;
@@ -33,6 +34,7 @@ use policies::{AgentId, WorkloadId};
 
 pub use error::EnforceError;
 pub use instance::{Instance, NotAWorkload, WorkloadName};
+pub use netns::NetNamespace;
 pub use outside::{Gone, Unfit};
 pub use refusals::{Events, KernelRefusal, RefusalKind};
 
@@ -198,6 +200,15 @@ impl Enforcement {
             proxy_port: ports.proxy,
             resolver_port: ports.resolver,
             ..config
+        })
+    }
+
+    /// The ports that were published last, by this daemon or an earlier one; workloads cannot take them meanwhile.
+    pub fn published(&self) -> Result<Ports, EnforceError> {
+        let config = self.maps.config()?;
+        Ok(Ports {
+            proxy: config.proxy_port,
+            resolver: config.resolver_port,
         })
     }
 

@@ -29,22 +29,17 @@ const SO_PEERPIDFD: libc::c_int = 77;
 pub struct KernelOrigins {
     accepted: OwnedFd,
     flows: OwnedFd,
-    /// The cookie of the network namespace that the listeners live in.
-    netns: u64,
 }
 
 impl KernelOrigins {
-    /// Takes the descriptors of [`crate::enforce::MapFds`]. Call it in the network namespace of the listeners.
+    /// Takes the descriptors of [`crate::enforce::MapFds`].
     ///
     /// # Errors
     /// The kernel does not tell the cookie of the network namespace (before Linux 5.14).
     pub fn from_fds(accepted: OwnedFd, flows: OwnedFd) -> io::Result<Self> {
         let socket = UdpSocket::bind(("127.0.0.1", 0))?;
-        Ok(Self {
-            accepted,
-            flows,
-            netns: netns_cookie(socket.as_fd())?,
-        })
+        netns_cookie(socket.as_fd())?;
+        Ok(Self { accepted, flows })
     }
 }
 
@@ -54,9 +49,9 @@ impl Origins for KernelOrigins {
         understand(&lookup(self.accepted.as_fd(), &key)?)
     }
 
-    fn datagram(&self, from: SocketAddr) -> Option<Origin> {
+    fn datagram(&self, socket: BorrowedFd<'_>, from: SocketAddr) -> Option<Origin> {
         let key = FlowKey {
-            netns: self.netns,
+            netns: netns_cookie(socket).ok()?,
             addr: address(from.ip()),
             port: from.port(),
             protocol: PROTOCOL_UDP as u16,

@@ -34,7 +34,7 @@ pub use approvals::{AnswerFailure, Approvals};
 pub use meter::{CallMeasure, Decided, Meter, NoMeter};
 pub use names::pool::PoolError;
 pub use origin::{Origin, Origins};
-pub use proxy::{Listeners, Proxy, StartError};
+pub use proxy::{Further, Listeners, Proxy, StartError};
 pub use settings::{Limits, Pools, Settings};
 pub use tls::CaError;
 pub use tls::verify::RootsError;

@@ -21,6 +21,7 @@ pub trait Origins: Send + Sync + 'static {
     /// The origin of an accepted TCP connection; `None` means that no governed workload opened it.
     fn accepted(&self, socket: BorrowedFd<'_>) -> Option<Origin>;
 
-    /// The origin of a datagram received from `from`; `None` means that no governed workload sent it.
-    fn datagram(&self, from: SocketAddr) -> Option<Origin>;
+    /// The origin of a datagram that came from `from` to `socket`; `None` means that no governed workload sent it.
+    /// The same source exists once in each network namespace: the socket says which one is meant.
+    fn datagram(&self, socket: BorrowedFd<'_>, from: SocketAddr) -> Option<Origin>;
 }

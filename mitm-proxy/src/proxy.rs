@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use audit::{AuditError, Ledger, RefusalFacts};
 use policies::{AgentId, Bundle, Reason, Tenant};
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vault::Vault;
@@ -53,6 +53,15 @@ pub struct Listeners {
     pub dns_tcp: Vec<std::net::TcpListener>,
     /// Where DNS datagrams arrive.
     pub dns_udp: Vec<std::net::UdpSocket>,
+}
+
+/// More sockets, while the proxy runs: those inside a workload's own network namespace.
+#[derive(Debug)]
+pub struct Further {
+    /// The sockets.
+    pub listeners: Listeners,
+    /// Cancelled when they are no longer served; connections end as at a stop.
+    pub until: CancellationToken,
 }
 
 /// The path of a request, ready to serve. Cheap to clone.
@@ -109,34 +118,18 @@ impl Proxy {
 
     /// Serves until `stop`, then lets open calls finish for `limits.drain` and cuts the rest.
     /// A listener that cannot be served is left out, loudly: the kernel side then has nowhere to send to, and agents are refused.
-    pub async fn run(self, listeners: Listeners, stop: CancellationToken) {
+    pub async fn run(
+        self,
+        listeners: Listeners,
+        mut further: mpsc::Receiver<Further>,
+        stop: CancellationToken,
+    ) {
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         let settings = self.settings();
         let room = Arc::new(Semaphore::new(settings.limits.connections));
         let helpers = CancellationToken::new();
-        for listener in listeners.tcp.into_iter().filter_map(tcp_listener) {
-            let serving = accept::accept(
-                self.clone(),
-                listener,
-                Arc::clone(&room),
-                tasks.clone(),
-                stop.clone(),
-                cut.clone(),
-            );
-            tasks.spawn(serving);
-        }
-        for listener in listeners.dns_tcp.into_iter().filter_map(tcp_listener) {
-            tasks.spawn(resolver::tcp(
-                self.clone(),
-                listener,
-                tasks.clone(),
-                stop.clone(),
-            ));
-        }
-        for socket in listeners.dns_udp.into_iter().filter_map(udp_socket) {
-            tasks.spawn(resolver::udp(self.clone(), socket, stop.clone()));
-        }
+        self.spawn(listeners, &room, &tasks, &stop, &cut);
         let sweeping = {
             let (this, ended, idle) = (self.clone(), helpers.clone(), settings.limits.idle);
             tokio::spawn(async move {
@@ -147,7 +140,21 @@ impl Proxy {
                 }
             })
         };
-        stop.cancelled().await;
+        loop {
+            let Further { listeners, until } = tokio::select! {
+                () = stop.cancelled() => break,
+                Some(further) = further.recv() => further,
+            };
+            // Ends with the proxy, or before it.
+            let ended = stop.child_token();
+            self.spawn(listeners, &room, &tasks, &ended, &cut);
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = until.cancelled() => ended.cancel(),
+                    () = ended.cancelled() => {}
+                }
+            });
+        }
         tasks.close();
         if tokio::time::timeout(settings.limits.drain, tasks.wait())
             .await
@@ -164,6 +171,34 @@ impl Proxy {
         // What it holds (the ledger among it) is let go before this returns.
         if let Err(error) = sweeping.await {
             tracing::error!(%error, "the sweeper failed");
+        }
+    }
+
+    fn spawn(
+        &self,
+        listeners: Listeners,
+        room: &Arc<Semaphore>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+        cut: &CancellationToken,
+    ) {
+        for listener in listeners.tcp.into_iter().filter_map(tcp_listener) {
+            let serving = accept::accept(
+                self.clone(),
+                listener,
+                Arc::clone(room),
+                tasks.clone(),
+                stop.clone(),
+                cut.clone(),
+            );
+            tasks.spawn(serving);
+        }
+        for listener in listeners.dns_tcp.into_iter().filter_map(tcp_listener) {
+            let serving = resolver::tcp(self.clone(), listener, tasks.clone(), stop.clone());
+            tasks.spawn(serving);
+        }
+        for socket in listeners.dns_udp.into_iter().filter_map(udp_socket) {
+            tasks.spawn(resolver::udp(self.clone(), socket, stop.clone()));
         }
     }
 

@@ -89,6 +89,19 @@ impl Instance {
         self.daemon.as_ref().map(Child::id)
     }
 
+    /// The pid of the proxy process, which the daemon started.
+    #[must_use]
+    pub fn worker_pid(&self) -> Option<u32> {
+        let is_worker = |pid: &String| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains("internal-worker"))
+        };
+        children(self.daemon_pid()?)
+            .iter()
+            .find(|pid| is_worker(pid))
+            .and_then(|pid| pid.parse().ok())
+    }
+
     /// Leaves the files in place at the end.
     pub fn keep(&mut self) {
         self.keep = true;

@@ -2,12 +2,13 @@
 //! Called by `daemon::worker` once privileges are dropped.
 //! INVARIANT: a reload takes effect whole or not at all, and either way it is recorded.
 
+use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use audit::HostEvent;
-use mitm_proxy::{Proxy, Workload, Workloads};
-use policies::{Bundle, Diagnostic, Diagnostics, Reason, Tenant};
+use mitm_proxy::{Further, Proxy, Workload, Workloads};
+use policies::{Bundle, Diagnostic, Diagnostics, Reason, Tenant, WorkloadId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,8 @@ use crate::config::{Paths, Snapshot, public_directory, read_disabled, replace};
 use crate::control::{self, ReloadReport};
 use crate::metrics::{self, Metrics};
 
+/// How many listeners of network namespaces may wait to be served.
+const FURTHER: usize = 64;
 /// How often it is looked whether a summary of the kernel's refusals is due.
 const SUMMARY: Duration = Duration::from_secs(5);
 
@@ -118,12 +121,13 @@ pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
             },
         )
         .await?;
-    let path = tokio::spawn(proxy.run(listeners, stop.clone()));
+    let (further, more) = mpsc::channel(FURTHER);
+    let path = tokio::spawn(proxy.run(listeners, more, stop.clone()));
     let control = tokio::spawn(control::serve(control, Arc::clone(&shared), stop.clone()));
     // The enforcer publishes the ports only now, so that no agent reaches a half-started proxy.
     let _ = commands.send(Command::Ready(first)).await;
 
-    let told = follow(&shared, &mut events).await;
+    let told = follow(&shared, &mut events, &further).await;
     stop.cancel();
     if told {
         let _ = path.await;
@@ -134,7 +138,12 @@ pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
 }
 
 /// Carries out events until told to stop (true) or until the enforcer is gone (false).
-async fn follow(shared: &Arc<Shared>, events: &mut mpsc::Receiver<Event>) -> bool {
+async fn follow(
+    shared: &Arc<Shared>,
+    events: &mut mpsc::Receiver<Event>,
+    further: &mpsc::Sender<Further>,
+) -> bool {
+    let mut namespaces: HashMap<WorkloadId, CancellationToken> = HashMap::new();
     let mut refusals = Refusals::default();
     let mut summary = tokio::time::interval(SUMMARY);
     summary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -157,12 +166,19 @@ async fn follow(shared: &Arc<Shared>, events: &mut mpsc::Receiver<Event>) -> boo
                 shared.metrics.layers(&layers);
                 shared.write(|live| live.layers = layers);
             }
+            Event::Listen { id, listeners } => {
+                let until = namespaces.entry(id).or_default().clone();
+                let _stopping = further.send(Further { listeners, until }).await;
+            }
             Event::Reload { snapshot, reply } => {
                 // Loading a bundle takes its time, and workloads must not wait for it.
                 let shared = Arc::clone(shared);
                 tokio::spawn(async move { reply.send(reload(&shared, snapshot).await) });
             }
             Event::Retire(id) => {
+                if let Some(until) = namespaces.remove(&id) {
+                    until.cancel();
+                }
                 if let Some(workload) = shared.workloads.remove(id) {
                     refusals.ended(&workload);
                     let event = HostEvent::WorkloadEnded {

@@ -15,6 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::output::Output;
 use super::{Failure, Global};
+use crate::config::UidRange;
 use crate::daemon::protocol::{FromRun, Refusal, ToRun};
 use crate::daemon::{Channel, ChannelError, connect_to_enforcer};
 use crate::enforce::launch::{self, Account, Launch, LaunchError, Running};
@@ -32,9 +33,12 @@ pub(super) struct Args {
     /// The agent, as tenant/name
     #[arg(long, value_name = "TENANT/NAME")]
     agent: AgentId,
-    /// Run as this user (a name or a uid) instead of root
+    /// Run as this user (a name or a uid) instead of the agent's own uid
     #[arg(long, value_name = "USER")]
     user: Option<String>,
+    /// Give it a network namespace of its own, with nothing but loopback and the proxy
+    #[arg(long)]
+    isolate: bool,
     /// Show the tenant's certificate in this bundle file, too (may be repeated)
     #[arg(long = "trust", value_name = "FILE")]
     trust: Vec<PathBuf>,
@@ -58,22 +62,24 @@ pub(super) fn run(global: &Global, args: Args) -> Result<ExitCode, Failure> {
             "only root may start workloads; `--user` runs the command as somebody else",
         ));
     }
-    let account = args
-        .user
-        .as_deref()
-        .map(Account::find)
-        .transpose()
-        .map_err(|error| refused(&error.to_string()))?;
+    let named = args.user.as_deref().map(Account::find).transpose();
+    let named = named.map_err(|error| refused(&error.to_string()))?;
     let directory = crate::config::working_directory()
         .map_err(|error| refused(&format!("the working directory: {error}")))?;
     let enforcer = connect(global)?;
     let admitted = ask(&enforcer, &args, &directory)?;
+    let mut environment = crate::config::environment();
+    let account = match named {
+        Some(account) => account,
+        None => own_account(global, &args.agent, admitted.uids, &mut environment)?,
+    };
     let launch = Launch {
         command: args.command,
-        environment: crate::config::environment(),
+        environment,
         directory,
-        account,
+        account: Some(account),
         cgroup: admitted.cgroup,
+        netns: admitted.netns,
         root_pem: read_root(&admitted.ca_pem)
             .map_err(|error| refused(&format!("{}: {error}", admitted.ca_pem.display())))?,
         trust: args.trust,
@@ -103,9 +109,27 @@ fn connect(global: &Global) -> Result<Channel, Failure> {
     })
 }
 
+/// The uid that is the agent's alone, and the directories that are. What another user's variables lead to would only fail.
+fn own_account(
+    global: &Global,
+    agent: &AgentId,
+    uids: UidRange,
+    environment: &mut Vec<(OsString, OsString)>,
+) -> Result<Account, Failure> {
+    let account = Account::of_agent(agent, &global.paths.homes(), uids)
+        .map_err(|error| refused(&error.to_string()))?;
+    environment.retain(|(name, _)| name != "TMPDIR" && name != "XDG_RUNTIME_DIR");
+    if let Some(home) = &account.home {
+        environment.push(("TMPDIR".into(), home.join("tmp").into()));
+    }
+    Ok(account)
+}
+
 /// What the enforcer granted.
 struct Admitted {
     cgroup: OwnedFd,
+    netns: Option<OwnedFd>,
+    uids: UidRange,
     ca_pem: PathBuf,
     nameserver: std::net::IpAddr,
 }
@@ -120,6 +144,7 @@ fn ask(enforcer: &Channel, args: &Args, directory: &Path) -> Result<Admitted, Fa
         agent: args.agent.clone(),
         argv0,
         cwd: directory.to_owned(),
+        isolate: args.isolate,
     };
     let heard = enforcer
         .send(&question, &[])
@@ -131,16 +156,25 @@ fn ask(enforcer: &Channel, args: &Args, directory: &Path) -> Result<Admitted, Fa
     match heard {
         Some((
             ToRun::Admitted {
-                ca_pem, nameserver, ..
+                ca_pem,
+                nameserver,
+                uids,
+                ..
             },
             fds,
         )) => {
+            let mut fds = fds.into_iter();
             let cgroup = fds
-                .into_iter()
                 .next()
                 .ok_or_else(|| refused("the daemon sent no cgroup"))?;
+            let netns = fds.next();
+            if args.isolate && netns.is_none() {
+                return Err(refused("the daemon sent no network namespace"));
+            }
             Ok(Admitted {
                 cgroup,
+                netns,
+                uids,
                 ca_pem,
                 nameserver,
             })

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::duration::parse_duration;
-use super::settings::Config;
+use super::settings::{Config, UidRange};
 use super::snapshot::TextFile;
 
 /// Reads `files` in their order into settings; relative paths in them are relative to `dir`.
@@ -39,6 +39,7 @@ struct Document {
     approvals: ApprovalsTable,
     control: ControlTable,
     enforcement: EnforcementTable,
+    launch: LaunchTable,
     metrics: MetricsTable,
     names: NamesTable,
     proxy: ProxyTable,
@@ -62,6 +63,12 @@ struct ControlTable {
 #[serde(deny_unknown_fields, default)]
 struct EnforcementTable {
     reduced: Option<Spanned<bool>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LaunchTable {
+    uids: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -109,6 +116,9 @@ impl Merge<'_> {
         if let Some(reduced) = self.once(place, "enforcement.reduced", document.enforcement.reduced)
         {
             self.config.enforcement.reduced = reduced.into_inner();
+        }
+        if let Some(uids) = self.parsed(place, "launch.uids", document.launch.uids, uids) {
+            self.config.launch.uids = uids;
         }
         if let Some(listen) = self.parsed(
             place,
@@ -256,6 +266,16 @@ fn target(text: &str) -> Result<String, String> {
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| format!("`{text}` is not an address and port such as 127.0.0.1:9464"))
+}
+
+fn uids(text: &str) -> Result<UidRange, String> {
+    let parsed = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+    let range = parsed.and_then(|(first, last)| UidRange::new(first, last));
+    range.ok_or_else(|| {
+        format!("`{text}` is not a range of uids such as 70000-79999 (without 0, 65534 and 65535)")
+    })
 }
 
 fn pool<A: FromStr>(text: &str, widest: u8) -> Result<(A, u8), String> {

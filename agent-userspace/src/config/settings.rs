@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use policies::{Approver, Endpoint, Group};
+use serde::{Deserialize, Serialize};
 
 /// Everything the settings files say.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,6 +19,8 @@ pub struct Config {
     pub control: Control,
     /// `[enforcement]`
     pub enforcement: Enforcement,
+    /// `[launch]`
+    pub launch: Launch,
     /// `[metrics]`
     pub metrics: Metrics,
     /// `[names]`
@@ -98,6 +101,79 @@ pub struct Control {
 pub struct Enforcement {
     /// Run although the kernel's LSM programs do not load, with the escapes that leaves open.
     pub reduced: bool,
+}
+
+/// `[launch]`: how `sluice run` starts commands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Launch {
+    /// The uids that agents get where no user is named, one each.
+    pub uids: UidRange,
+}
+
+/// A range of uids, both ends included; never 0.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "(u32, u32)", into = "(u32, u32)")]
+pub struct UidRange {
+    first: u32,
+    last: u32,
+}
+
+impl UidRange {
+    /// The range, unless it is empty or has a uid that means something else: root, nobody, "leave as it is".
+    #[must_use]
+    pub fn new(first: u32, last: u32) -> Option<UidRange> {
+        const NOBODY: u32 = 65_534;
+        const NONE_OF_16_BITS: u32 = 65_535;
+        let range = UidRange { first, last };
+        let special = [0, NOBODY, NONE_OF_16_BITS, u32::MAX];
+        let usable = first <= last && !special.iter().any(|uid| range.contains(*uid));
+        usable.then_some(range)
+    }
+
+    /// Whether a uid lies in it.
+    #[must_use]
+    pub fn contains(&self, uid: u32) -> bool {
+        (self.first..=self.last).contains(&uid)
+    }
+
+    /// Its uids, each once, beginning somewhere in it.
+    pub fn starting_at(&self, offset: u32) -> impl Iterator<Item = u32> + use<> {
+        let (first, length) = (self.first, u64::from(self.last - self.first) + 1);
+        (0..length).map(move |step| {
+            let place = (u64::from(offset) + step) % length;
+            first.saturating_add(u32::try_from(place).unwrap_or_default())
+        })
+    }
+}
+
+/// Above the uids of accounts and of distributions' ranges, below those that subordinate uids are taken from.
+impl Default for UidRange {
+    fn default() -> UidRange {
+        UidRange {
+            first: 70_000,
+            last: 79_999,
+        }
+    }
+}
+
+impl TryFrom<(u32, u32)> for UidRange {
+    type Error = &'static str;
+
+    fn try_from((first, last): (u32, u32)) -> Result<UidRange, &'static str> {
+        UidRange::new(first, last).ok_or("not a range of uids for agents")
+    }
+}
+
+impl From<UidRange> for (u32, u32) {
+    fn from(range: UidRange) -> (u32, u32) {
+        (range.first, range.last)
+    }
+}
+
+impl std::fmt::Display for UidRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
 }
 
 /// `[names]`: the pools of addresses that stand for names, each an address and a prefix length.

@@ -28,6 +28,7 @@ pub(super) struct Entry {
 pub(super) struct Waiting {
     pub(super) workload: WorkloadId,
     pub(super) cgroup: OwnedFd,
+    pub(super) netns: Option<OwnedFd>,
     pub(super) reply: oneshot::Sender<Result<Admission, Refusal>>,
     pub(super) since: Instant,
 }
@@ -146,6 +147,7 @@ mod tests {
             let waiting = Waiting {
                 workload: WorkloadId(ticket.0),
                 cgroup: std::fs::File::open("/").unwrap().into(),
+                netns: None,
                 reply,
                 since,
             };

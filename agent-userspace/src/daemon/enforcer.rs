@@ -17,10 +17,8 @@ use super::admission::Book;
 use super::error::in_full;
 use super::events::{Input, Inputs};
 use super::listeners::Sockets;
-use super::protocol::{
-    BundleFacts, FromWorker, Handover, Ticket, ToWorker, WorkerAccount, WorkloadFacts,
-};
-use super::runs::Ask;
+use super::namespaces::Namespaces;
+use super::protocol::{BundleFacts, FromWorker, Handover, Ticket, ToWorker, WorkerAccount};
 use super::supervise::{News, Worker};
 use crate::config::{Config, Paths, Snapshot};
 use crate::enforce::{EnforceError, Enforcement, Events, Ports, Stopped};
@@ -58,6 +56,7 @@ pub(super) struct Enforcer {
     counts: Vec<(String, u64)>,
     worker: Option<Worker>,
     news: mpsc::Sender<News>,
+    namespaces: Namespaces,
     restart: Restart,
     /// Configurations that the proxy process has not answered for yet.
     reloading: BTreeMap<Ticket, Snapshot>,
@@ -78,6 +77,7 @@ impl Enforcer {
         given: Given,
         kernel: Events,
         news: mpsc::Sender<News>,
+        namespaces: Namespaces,
         enforcement: Enforcement,
     ) -> Enforcer {
         Enforcer {
@@ -87,6 +87,7 @@ impl Enforcer {
             counts: Vec::new(),
             worker: None,
             news,
+            namespaces,
             restart: Restart::default(),
             reloading: BTreeMap::new(),
             enforcement,
@@ -186,27 +187,6 @@ impl Enforcer {
         Ok(())
     }
 
-    /// Workloads that a former daemon left running.
-    fn adopt(&mut self) -> Result<(), DaemonError> {
-        for found in self.enforcement.workloads_found()? {
-            let agent = found.name.agent.clone();
-            tracing::info!(workload = %found.name, populated = found.populated, "adopted");
-            self.book.enter(
-                WorkloadFacts {
-                    id: found.id,
-                    agent,
-                    pid: None,
-                    exe: None,
-                    cgroup: found.in_hierarchy,
-                },
-                // An empty cgroup elsewhere is not ours to give up: its unit or container may be about to start.
-                !found.outside,
-            );
-        }
-        self.retire_left();
-        Ok(())
-    }
-
     async fn start_worker(&mut self) -> Result<(), DaemonError> {
         let handover = Handover {
             snapshot: self.given.snapshot.clone(),
@@ -226,6 +206,7 @@ impl Enforcer {
             news,
         )
         .await?;
+        self.namespaces.tell_all(&worker).await;
         self.worker = Some(worker);
         self.counts.clear();
         Ok(())
@@ -375,22 +356,6 @@ impl Enforcer {
     async fn tell(&self, message: &ToWorker, document: Option<std::os::fd::BorrowedFd<'_>>) {
         if let Some(worker) = &self.worker {
             worker.tell(message, document.as_slice()).await;
-        }
-    }
-
-    async fn asked(&mut self, ask: Ask) {
-        match ask {
-            Ask::Run {
-                agent,
-                argv0,
-                cwd,
-                reply,
-            } => {
-                tracing::info!(%agent, argv0, cwd = %cwd.display(), "a workload is asked for");
-                self.admit(agent, reply).await;
-            }
-            Ask::Started { workload, pid } => self.started(workload, pid).await,
-            Ask::Ended(workload) => self.book.leave(workload),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use policies::{AgentId, PolicyVersion, Reason, WorkloadId};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Snapshot;
+use crate::config::{Snapshot, UidRange};
 use crate::layers::LayerReport;
 
 /// Longest message on any of the channels, in bytes. Longer documents travel in a memfd.
@@ -94,6 +94,13 @@ pub enum ToWorker {
     KernelRefusals {
         /// Kind and count.
         counts: Vec<(String, u64)>,
+    },
+    /// Serve the sockets that come along until [`ToWorker::Retire`]: they were opened in the workload's own network namespace.
+    Listen {
+        /// Which workload's.
+        id: WorkloadId,
+        /// How many of which.
+        listening: Listening,
     },
     /// Load the configuration in the memfd that comes along.
     Reload {
@@ -191,6 +198,8 @@ pub enum FromRun {
         argv0: String,
         /// Where it runs, for the record.
         cwd: PathBuf,
+        /// Whether it gets a network namespace of its own, with nothing but loopback.
+        isolate: bool,
     },
     /// Its first process runs.
     Started {
@@ -203,7 +212,8 @@ pub enum FromRun {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "to_run", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToRun {
-    /// The workload's cgroup exists and is governed; its directory's descriptor comes along.
+    /// The workload's cgroup exists and is governed; its directory's descriptor comes along, and that of its network
+    /// namespace if it asked for one.
     Admitted {
         /// Its cgroup id.
         workload: WorkloadId,
@@ -213,6 +223,8 @@ pub enum ToRun {
         ca_pem: PathBuf,
         /// The name server to write into its resolv.conf.
         nameserver: IpAddr,
+        /// The uids that agents may have where no user is named.
+        uids: UidRange,
     },
     /// Nothing was made.
     Refused {
@@ -245,6 +257,30 @@ impl Listening {
             .saturating_add(self.dns_tcp)
             .saturating_add(self.dns_udp)
     }
+}
+
+/// Enforcer to listener helper: what to open. The network namespace's descriptor comes along where one is given.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToListener {
+    /// Where.
+    pub netns: Netns,
+    /// The proxy's port; 0 takes any.
+    pub proxy_port: u16,
+    /// The resolver's port; 0 takes any.
+    pub resolver_port: u16,
+}
+
+/// A network namespace, from the helper's point of view.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Netns {
+    /// The one whose descriptor comes along.
+    Given,
+    /// The one it was started in: the host's.
+    Host,
+    /// A new one; its descriptor comes back behind the sockets.
+    New,
 }
 
 /// Listener helper to enforcer: the sockets, or why there are none.

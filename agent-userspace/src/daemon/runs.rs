@@ -29,6 +29,8 @@ pub(super) enum Ask {
         argv0: String,
         /// Where it runs, for the log.
         cwd: PathBuf,
+        /// Whether in a network namespace of its own.
+        isolate: bool,
         /// Its cgroup, or why not.
         reply: oneshot::Sender<Result<Admission, Refusal>>,
     },
@@ -49,6 +51,8 @@ pub(super) struct Admission {
     pub(super) workload: WorkloadId,
     pub(super) message: ToRun,
     pub(super) cgroup: OwnedFd,
+    /// Its network namespace, where it is its own.
+    pub(super) netns: Option<OwnedFd>,
 }
 
 /// Accepts until the main loop is gone.
@@ -129,7 +133,16 @@ pub(super) fn is_governed(cgroup: &str, governed: &str) -> bool {
 
 async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), ChannelError> {
     let asked = tokio::time::timeout(TIME_TO_ASK, peer.receive::<FromRun>()).await;
-    let Ok(Some((FromRun::Run { agent, argv0, cwd }, _))) = asked.unwrap_or(Ok(None)) else {
+    let Ok(Some((
+        FromRun::Run {
+            agent,
+            argv0,
+            cwd,
+            isolate,
+        },
+        _,
+    ))) = asked.unwrap_or(Ok(None))
+    else {
         return Err(ChannelError::HungUp);
     };
     let (reply, answer) = oneshot::channel();
@@ -137,6 +150,7 @@ async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), Ch
         agent,
         argv0,
         cwd,
+        isolate,
         reply,
     };
     let admitted = match asks.send(question).await {
@@ -159,8 +173,9 @@ async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), Ch
         workload,
         message,
         cgroup,
+        netns,
     } = admission;
-    let lived = live(peer, workload, &message, cgroup, asks).await;
+    let lived = live(peer, workload, &message, [Some(cgroup), netns], asks).await;
     let _ = asks.send(Ask::Ended(workload)).await;
     lived
 }
@@ -170,12 +185,13 @@ async fn live(
     peer: &AsyncChannel,
     workload: WorkloadId,
     message: &ToRun,
-    cgroup: OwnedFd,
+    handed: [Option<OwnedFd>; 2],
     asks: &mpsc::Sender<Ask>,
 ) -> Result<(), ChannelError> {
     use std::os::fd::AsFd as _;
-    peer.send(message, &[cgroup.as_fd()]).await?;
-    drop(cgroup);
+    let fds: Vec<_> = handed.iter().flatten().map(|fd| fd.as_fd()).collect();
+    peer.send(message, &fds).await?;
+    drop(handed);
     while let Some((said, _)) = peer.receive::<FromRun>().await? {
         match said {
             FromRun::Started { pid } => drop(asks.send(Ask::Started { workload, pid }).await),
@@ -211,6 +227,7 @@ mod tests {
                 agent: agent.clone(),
                 argv0: "curl".into(),
                 cwd: "/".into(),
+                isolate: false,
             },
             &[],
         )
@@ -229,6 +246,7 @@ mod tests {
             cgroup: "/sluice/agents/acme.support.1".into(),
             ca_pem: "/run/sluice/ca/acme.pem".into(),
             nameserver: "198.18.0.1".parse().unwrap(),
+            uids: crate::config::UidRange::default(),
         };
         let cgroup = std::fs::File::open("/").unwrap().into();
         reply
@@ -236,6 +254,7 @@ mod tests {
                 workload: WorkloadId(5),
                 message,
                 cgroup,
+                netns: None,
             }))
             .unwrap();
         let ours = ours.into_async().unwrap();
@@ -273,6 +292,7 @@ mod tests {
                 agent,
                 argv0: "curl".into(),
                 cwd: "/".into(),
+                isolate: false,
             },
             &[],
         )

@@ -9,12 +9,13 @@ use super::enforcer::{Enforcer, Given};
 use super::error::in_full;
 use super::events::Inputs;
 use super::listeners::Sockets;
+use super::namespaces::Namespaces;
 use super::places::{self, Places};
 use super::protocol::WorkerAccount;
 use super::runs;
 use crate::config::{Config, Paths, Snapshot, reduced_by_environment};
 use crate::enforce::launch::{Account, close_inherited_on_exec};
-use crate::enforce::{Enforcement, Instance, Mode, Settings};
+use crate::enforce::{Enforcement, Instance, Mode, Ports, Settings};
 use crate::layers::LayerState;
 
 /// How many messages may wait for the main loop.
@@ -37,7 +38,7 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
     let control = places::control_socket(paths, config.control.group.is_some())?;
     let socket = places::enforcer_socket(paths)?;
     let enforcement = enforce(paths, &config)?;
-    let sockets = match Sockets::open(enforcement.proxy_cgroup()) {
+    let sockets = match listen(&enforcement) {
         Ok(sockets) => sockets,
         Err(error) => return Err(undo(enforcement, error)),
     };
@@ -48,6 +49,10 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
         .map_err(DaemonError::io("the runtime cannot be started"))?;
     let served = runtime.block_on(async {
         let governed = governed(&sockets.cgroup);
+        let ports = Ports {
+            proxy: sockets.listening.proxy_port,
+            resolver: sockets.listening.resolver_port,
+        };
         let (news, heard) = mpsc::channel(QUEUE);
         let (asks, asked) = mpsc::channel(QUEUE);
         let mut inputs = Inputs::new(heard, asked)?;
@@ -61,7 +66,8 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
             sockets,
             control,
         };
-        let mut enforcer = Enforcer::new(given, kernel, news, enforcement);
+        let namespaces = Namespaces::new(enforcement.proxy_cgroup(), ports)?;
+        let mut enforcer = Enforcer::new(given, kernel, news, namespaces, enforcement);
         if let Err(error) = enforcer.start(&mut inputs).await {
             return Err(undo(enforcer.into_enforcement(), error));
         }
@@ -117,6 +123,11 @@ fn enforce(paths: &Paths, config: &Config) -> Result<Enforcement, DaemonError> {
         tracing::warn!("  {escape}");
     }
     Ok(enforcement)
+}
+
+/// On the ports of before, where there are any: no workload can have taken them.
+fn listen(enforcement: &Enforcement) -> Result<Sockets, DaemonError> {
+    Sockets::open(enforcement.proxy_cgroup(), enforcement.published()?)
 }
 
 /// A start that failed leaves nothing behind, unless a former daemon's workloads still run.

@@ -238,6 +238,17 @@ fn into_event(
             destination,
         }),
         ToWorker::KernelRefusals { counts } => Event::KernelRefusals(counts),
+        ToWorker::Listen { id, listening } => {
+            let found = fds.len();
+            if found != listening.sockets() {
+                let expected = listening.sockets();
+                return Err(ChannelError::WrongDescriptors { expected, found }.into());
+            }
+            Event::Listen {
+                id,
+                listeners: listeners::sort(listening, fds),
+            }
+        }
         ToWorker::Reload { ticket } => {
             let found = fds.len();
             let document = fds

@@ -5,6 +5,7 @@
 mod account;
 mod child;
 mod hide;
+mod home;
 mod landlock;
 mod plan;
 mod proxy;
@@ -21,6 +22,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use account::{Account, AccountError};
+pub use home::HomeError;
 pub use proxy::{ConfineError, confine_proxy};
 pub use wait::Running;
 
@@ -37,6 +39,8 @@ pub struct Launch {
     pub account: Option<Account>,
     /// The workload's cgroup directory.
     pub cgroup: OwnedFd,
+    /// The network namespace to start in; without it, the caller's. Only where it is not the caller's own does `/sys` show it.
+    pub netns: Option<OwnedFd>,
     /// The tenant's root certificate, PEM.
     pub root_pem: String,
     /// Further bundle files to overlay, from `--trust`.
@@ -125,7 +129,7 @@ pub fn leaves_open(launch: &Launch) -> Vec<String> {
     if root {
         open.push(
             "the command runs as uid 0: without capabilities, but it owns root's files and block devices, so it can \
-             change what others run as root (cron, units, shell start-up files). Use --user"
+             change what others run as root (cron, units, shell start-up files). Leave --user out, or name another"
                 .to_owned(),
         );
     }

@@ -1,5 +1,5 @@
 //! Opens the sockets of the proxy and the resolver from inside the `proxy` cgroup.
-//! Place on the path: once, in a short-lived child of the enforcer; an accepted socket belongs to its listener's cgroup,
+//! Place on the path: in a short-lived child of the enforcer, for each network namespace; an accepted socket belongs to its listener's cgroup,
 //! and only there does the kernel side write down origins.
 //! INVARIANT: the process is in the cgroup before it makes its first socket; IPv4 and IPv6 share each port.
 
@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Ports;
 use super::error::EnforceError;
+use super::netns::{self, NetNamespace};
 
 /// Connections that wait for accept().
 const BACKLOG: i32 = 4096;
@@ -42,12 +43,33 @@ pub struct Opened {
     pub ports: Ports,
 }
 
+/// The network namespace to open the sockets in.
+#[derive(Debug)]
+pub enum Place {
+    /// An existing one, such as a container's.
+    In(NetNamespace),
+    /// The caller's own.
+    Here,
+    /// A new one that has nothing but loopback; the caller stays in it.
+    New,
+}
+
 /// Moves this process into the `proxy` cgroup and opens the sockets.
 ///
-/// Call it from a single-threaded child made for this purpose: the caller stays in that cgroup until it exits.
-pub fn open(proxy_cgroup: &Path, want: Want) -> Result<Opened, EnforceError> {
+/// Call it from a single-threaded child made for this purpose: the caller stays in that cgroup, and in the network
+/// namespace, until it exits.
+pub fn open(proxy_cgroup: &Path, place: &Place, want: Want) -> Result<Opened, EnforceError> {
     let procs = proxy_cgroup.join("cgroup.procs");
     fs::write(&procs, "0").map_err(EnforceError::io("entering the cgroup by", &procs))?;
+    let enter = || match place {
+        Place::In(namespace) => namespace.enter().and_then(|()| netns::loopback_up()),
+        Place::Here => Ok(()),
+        Place::New => netns::enter_new().and_then(|()| netns::loopback_up()),
+    };
+    enter().map_err(EnforceError::io(
+        "entering a network namespace from",
+        proxy_cgroup,
+    ))?;
     open_sockets(want).map_err(EnforceError::io(
         "opening the proxy's sockets from inside",
         proxy_cgroup,

@@ -232,7 +232,8 @@ pub(crate) fn receive_any(sockets: &[UdpSocket]) -> (String, SocketAddr, usize) 
 
 /// In a puppet: opens the listeners inside the proxy's cgroup and hands them over.
 pub(crate) fn give_listeners(cgroup: &Path) -> io::Result<String> {
-    let opened = listen::open(cgroup, listen::Want::default()).map_err(io::Error::other)?;
+    let opened = listen::open(cgroup, &listen::Place::Here, listen::Want::default())
+        .map_err(io::Error::other)?;
     let mut fds: Vec<BorrowedFd<'_>> = opened.tcp.iter().map(AsFd::as_fd).collect();
     fds.extend(opened.dns_tcp.iter().map(AsFd::as_fd));
     fds.extend(opened.dns_udp.iter().map(AsFd::as_fd));

@@ -1,6 +1,7 @@
 //! Questions about names reach our resolver whatever server was asked, and no other datagram leaves.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 
 use agent_userspace::enforce::RefusalKind;
 use mitm_proxy::Origins;
@@ -29,7 +30,7 @@ fn an_unconnected_socket_asks_our_resolver_and_hears_the_asked_server() {
             .origins
             .as_ref()
             .unwrap()
-            .datagram(from)
+            .datagram(host.dns_udp[index].as_fd(), from)
             .expect("an origin");
         let asked: SocketAddr = server.parse().unwrap();
         assert_eq!(origin.workload, id);
@@ -67,7 +68,7 @@ fn a_connected_socket_asks_our_resolver_and_sees_the_asked_server() {
             host.origins
                 .as_ref()
                 .unwrap()
-                .datagram(from)
+                .datagram(host.dns_udp[index].as_fd(), from)
                 .unwrap()
                 .workload,
             id
@@ -90,7 +91,13 @@ fn a_datagram_of_an_ungoverned_process_has_no_origin() {
         .ask(&format!("sendto {socket} {resolver} question"))
         .unwrap();
     let (_, from, _) = receive_any(&host.dns_udp);
-    assert_eq!(host.origins.as_ref().unwrap().datagram(from), None);
+    assert_eq!(
+        host.origins
+            .as_ref()
+            .unwrap()
+            .datagram(host.dns_udp[0].as_fd(), from),
+        None
+    );
 }
 
 #[test]

@@ -60,6 +60,7 @@ impl Bench {
             directory: self.path("work"),
             account: None,
             cgroup: File::open(&self.cgroup).unwrap().into(),
+            netns: None,
             root_pem: ROOT.to_owned(),
             trust: Vec::new(),
             nameserver: "198.18.0.1".parse().unwrap(),

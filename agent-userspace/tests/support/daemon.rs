@@ -36,7 +36,7 @@ impl Origins for Nobody {
         None
     }
 
-    fn datagram(&self, _: SocketAddr) -> Option<Origin> {
+    fn datagram(&self, _: BorrowedFd<'_>, _: SocketAddr) -> Option<Origin> {
         None
     }
 }

@@ -50,7 +50,7 @@ pub(crate) async fn udp(proxy: Proxy, socket: UdpSocket, stop: CancellationToken
         };
         let workload = proxy
             .origins()
-            .datagram(from)
+            .datagram(socket.as_fd(), from)
             .and_then(|origin| proxy.workloads().get(origin.workload));
         let query = buffer.get(..length).unwrap_or_default();
         if let Some(answer) = proxy.resolve(query, workload.as_ref(), from).await

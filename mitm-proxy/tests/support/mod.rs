@@ -56,7 +56,7 @@ impl Origins for Table {
         self.0.lock().unwrap().get(&peer.port()).copied()
     }
 
-    fn datagram(&self, from: SocketAddr) -> Option<Origin> {
+    fn datagram(&self, _: BorrowedFd<'_>, from: SocketAddr) -> Option<Origin> {
         self.0.lock().unwrap().get(&from.port()).copied()
     }
 }
@@ -206,7 +206,11 @@ impl World {
             dns_udp: vec![dns_udp],
         };
         let stop = CancellationToken::new();
-        let running = tokio::spawn(proxy.clone().run(listeners, stop.clone()));
+        let running = tokio::spawn(proxy.clone().run(
+            listeners,
+            tokio::sync::mpsc::channel(1).1,
+            stop.clone(),
+        ));
         Self {
             proxy,
             ledger,

@@ -46,6 +46,9 @@ impl Enforcer {
                         "[names] and [proxy] user take effect at the next start of the daemon"
                     );
                 }
+                if let Ok(config) = snapshot.config() {
+                    self.given.config.launch = config.launch;
+                }
                 self.given.snapshot = snapshot;
                 tracing::info!(version = %bundle.version, "reloaded");
                 "serving"

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// An account: a uid, its groups and its home.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Account {
-    /// Its name, where the host has one for it.
+    /// Its name, where it has one.
     pub name: Option<OsString>,
     /// Its uid.
     pub uid: u32,
@@ -94,6 +94,28 @@ fn lookup(key: &Key<'_>) -> Result<Option<Account>, AccountError> {
         groups: groups_of(name, entry.pw_gid)?,
         home: Some(PathBuf::from(OsString::from_vec(home.to_bytes().to_vec()))),
     }))
+}
+
+/// Whether an account or a group of this host has this number.
+pub(super) fn is_taken(number: u32) -> Result<bool, AccountError> {
+    Ok(lookup(&Key::Uid(number))?.is_some() || has_group(number)?)
+}
+
+fn has_group(gid: u32) -> Result<bool, AccountError> {
+    // Room for a group with some thousands of members; one with more is there all the same.
+    let mut buffer = vec![0_u8; 256 * 1024];
+    // SAFETY: group is plain data; getgrgid_r fills it in.
+    let mut entry: libc::group = unsafe { std::mem::zeroed() };
+    let mut found: *mut libc::group = std::ptr::null_mut();
+    let (space, size) = (buffer.as_mut_ptr().cast(), buffer.len());
+    // SAFETY: entry, buffer and found outlive the call, and the size is the buffer's.
+    let errno = unsafe { libc::getgrgid_r(gid, &raw mut entry, space, size, &raw mut found) };
+    match errno {
+        0 => Ok(!found.is_null()),
+        libc::ENOENT | libc::ESRCH => Ok(false),
+        libc::ERANGE => Ok(true),
+        errno => Err(AccountError::Database(io::Error::from_raw_os_error(errno))),
+    }
 }
 
 fn groups_of(name: &CStr, gid: u32) -> Result<Vec<u32>, AccountError> {

@@ -69,9 +69,20 @@ impl Plan {
         )?;
 
         let mut steps = Steps::default();
+        if let Some(netns) = &launch.netns {
+            let netns = netns.try_clone().map_err(|error| LaunchError::Prepare {
+                what: "the network namespace".to_owned(),
+                error,
+            })?;
+            steps.add("enter its network namespace", Act::Network(netns));
+        }
         steps.add("make a mount and a cgroup namespace", Act::Namespaces);
         steps.add("make mounts private", Act::Private);
         steps.hide(launch, &runtime, &trust, &files)?;
+        if launch.netns.is_some() {
+            // After the covers below /sys, which it covers in turn.
+            steps.add("show its network namespace in /sys", Act::Sysfs);
+        }
         steps.read_only()?;
         steps.add(
             format!("enter {}", launch.directory.display()),

@@ -3,13 +3,13 @@
 //! INVARIANT: performing a step makes system calls and nothing else: no allocation, no lock, no formatting.
 
 use std::ffi::CString;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Gid, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags};
 
 use super::landlock::Domain;
 use super::seccomp::Filter;
@@ -24,6 +24,10 @@ pub(super) struct Step {
 /// What a step does.
 #[derive(Debug)]
 pub(super) enum Act {
+    /// The workload's own network namespace, in which the proxy listens already.
+    Network(OwnedFd),
+    /// The interfaces of this network namespace, not of the one that `/sys` was mounted in.
+    Sysfs,
     /// Own mount and cgroup namespaces. After the birth in the cgroup, so that the cgroup namespace's root is the workload.
     Namespaces,
     /// No mount made here reaches the host.
@@ -74,6 +78,14 @@ impl Act {
     /// Carries the step out, in the child.
     pub(super) fn perform(&self) -> Result<(), Errno> {
         match self {
+            Act::Network(netns) => {
+                let kind = Some(LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(netns.as_fd(), kind)
+            }
+            Act::Sysfs => {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+                rustix::mount::mount(c"sysfs", c"/sys", c"sysfs", flags, None)
+            }
             // SAFETY: FILES is not unshared, so no descriptor changes its meaning.
             Act::Namespaces => unsafe {
                 rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)
