@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ impl Instance {
             fs::create_dir_all(root.join(dir))
                 .with_context(|| format!("cannot make {}", root.display()))?;
         }
+        // Agents work there, each under its own uid.
+        fs::set_permissions(root.join("home"), fs::Permissions::from_mode(0o1777))?;
         let metrics_port = free_port()?;
         Ok(Self {
             root,
