@@ -14,7 +14,7 @@ use crate::output;
 
 /// An agent that waits for files to appear, and after each tries to reach Stripe by the address it resolved at its start.
 const SURVIVOR: &str = "import http.client, os, socket, ssl, sys, time
-home = os.environ['HOME']
+home = os.getcwd()
 address = socket.getaddrinfo('api.stripe.com', 443, socket.AF_INET)[0][4]
 def wait(name):
     while not os.path.exists(os.path.join(home, name)):

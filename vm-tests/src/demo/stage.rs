@@ -3,6 +3,7 @@
 //! Invariant: the real credentials exist in the vault and at the vendors, and nowhere an agent could look.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -171,9 +172,14 @@ impl Stage {
     #[must_use]
     pub fn python(&self, venv: &Path, program: &str) -> Command {
         let python = venv.join("bin/python");
-        let mut command = self
-            .instance
-            .agent(AGENT, &[&python.to_string_lossy(), "-u", "-c", program]);
+        let mut args = vec!["run", "--agent", AGENT];
+        // An interpreter below root's home is closed to the agent's own uid.
+        if !is_open_to_all(&python) {
+            args.extend(["--user", "root"]);
+        }
+        let path = python.to_string_lossy();
+        args.extend(["--", &path, "-u", "-c", program]);
+        let mut command = self.instance.sluice(&args);
         command
             .env("VIRTUAL_ENV", venv)
             .env("STRIPE_API_KEY", PLACEHOLDER);
@@ -209,6 +215,16 @@ impl Stage {
             .ok()?
             .json_lines()
     }
+}
+
+/// Whether everybody may follow this path to its end, through links, too.
+fn is_open_to_all(path: &Path) -> bool {
+    let open = |path: &Path| {
+        path.ancestors().all(|step| {
+            fs::metadata(step).is_ok_and(|facts| facts.permissions().mode() & 0o001 != 0)
+        })
+    };
+    open(path) && fs::canonicalize(path).is_ok_and(|real| open(&real))
 }
 
 fn settings(upstream: &Upstream, hold: &str, metrics: u16) -> String {
