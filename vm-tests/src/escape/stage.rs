@@ -141,9 +141,10 @@ impl Stage {
     /// The same by `sluice run`.
     pub(super) fn launched(&self, words: &[String]) -> Command {
         let program = self.program.to_string_lossy();
-        let mut all = vec![program.as_ref()];
+        // As root, who can most; without a name it would run under a uid of the agent's own.
+        let mut all = vec!["run", "--agent", AGENT, "--user", "root", "--", &program];
         all.extend(words.iter().map(String::as_str));
-        let mut command = self.instance.agent(AGENT, &all);
+        let mut command = self.instance.sluice(&all);
         command.current_dir(&self.open);
         command
     }
