@@ -18,6 +18,7 @@ mod maps;
 mod option;
 mod origin;
 mod own;
+mod packet;
 mod privilege;
 mod socket;
 mod stray;
