@@ -9,7 +9,7 @@ use aya_ebpf::programs::SkBuffContext;
 use crate::connect::loopback_like;
 use crate::maps::{self, Slot};
 use crate::own::{Ends, receives};
-use crate::packet;
+use crate::packet::{self, Flags};
 use crate::verdict::{Refusal, Subject, conclude};
 
 #[cgroup_skb(egress)]
@@ -26,7 +26,7 @@ fn leave(ctx: &SkBuffContext, subject: &mut Subject) -> Result<(), Refusal> {
     let socket = slot.read();
     subject.workload = socket.origin.workload;
     maps::admitted(socket.origin.workload)?;
-    let (ends, syn) = packet::parse(ctx)?;
+    let (ends, flags) = packet::parse(ctx)?;
     subject.addr = ends.destination;
     subject.port = ends.destination_port;
     subject.protocol = ends.protocol;
@@ -45,7 +45,7 @@ fn leave(ctx: &SkBuffContext, subject: &mut Subject) -> Result<(), Refusal> {
             return remember(&socket, &ends);
         }
     }
-    within(ctx, slot, &ends, syn)
+    within(ctx, slot, &ends, flags)
 }
 
 #[inline(always)]
@@ -73,9 +73,14 @@ fn remember(socket: &Socket, ends: &Ends) -> Result<(), Refusal> {
 
 /// Traffic between two sockets of one workload. A connection's peer is looked up once; handshakes always.
 #[inline(always)]
-fn within(ctx: &SkBuffContext, slot: Slot<Socket>, ends: &Ends, syn: bool) -> Result<(), Refusal> {
+fn within(
+    ctx: &SkBuffContext,
+    slot: Slot<Socket>,
+    ends: &Ends,
+    flags: Flags,
+) -> Result<(), Refusal> {
     let socket = slot.read();
-    let connected = ends.protocol == PROTOCOL_TCP && !syn;
+    let connected = ends.protocol == PROTOCOL_TCP && !flags.handshakes();
     if connected
         && socket.peer_port == u32::from(ends.destination_port)
         && socket.peer == ends.destination

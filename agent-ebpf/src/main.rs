@@ -11,6 +11,7 @@ mod datagram;
 mod destination;
 mod egress;
 mod foreign;
+mod ingress;
 mod kernel;
 mod label;
 mod lsm;

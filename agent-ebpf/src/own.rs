@@ -30,6 +30,20 @@ pub struct Ends {
     pub protocol: u32,
 }
 
+impl Ends {
+    /// Those of the packet that would answer this one.
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            source_port: self.destination_port,
+            destination: self.source,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
 /// Whether a server of this workload listens where `to` leads.
 #[inline(always)]
 pub fn listens(ctx: &SockAddrContext, workload: u64, to: &Destination) -> bool {

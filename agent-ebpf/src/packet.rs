@@ -24,6 +24,8 @@ const JUMBO: u8 = 0xc2;
 const JUMBO_LENGTH: u8 = 4;
 const TCP_FLAGS: usize = 13;
 const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
 
 #[repr(C)]
 struct Ipv4 {
@@ -50,8 +52,31 @@ struct Ipv6 {
     destination: [u32; 4],
 }
 
+/// The flags of a TCP header; none are set for UDP.
+#[derive(Clone, Copy)]
+pub struct Flags(u8);
+
+impl Flags {
+    /// The first packet of a connection.
+    #[inline(always)]
+    pub fn begins(self) -> bool {
+        self.0 & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// The first packet, or the answer to it.
+    #[inline(always)]
+    pub fn handshakes(self) -> bool {
+        self.0 & TCP_SYN != 0
+    }
+
+    #[inline(always)]
+    pub fn resets(self) -> bool {
+        self.0 & TCP_RST != 0
+    }
+}
+
 #[inline(always)]
-pub fn parse(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
+pub fn parse(ctx: &SkBuffContext) -> Result<(Ends, Flags), Refusal> {
     let version: u8 = load(ctx, 0)?;
     match version >> 4 {
         4 => parse4(ctx),
@@ -61,7 +86,7 @@ pub fn parse(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
 }
 
 #[inline(always)]
-fn parse4(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
+fn parse4(ctx: &SkBuffContext) -> Result<(Ends, Flags), Refusal> {
     let header: Ipv4 = load(ctx, 0)?;
     if header.version_ihl != IPV4_PLAIN || u16::from_be(header.fragment) & IPV4_FRAGMENT != 0 {
         return Err(Refusal(refusal::PACKET));
@@ -76,10 +101,10 @@ fn parse4(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
 }
 
 #[inline(always)]
-fn parse6(ctx: &SkBuffContext) -> Result<(Ends, bool), Refusal> {
+fn parse6(ctx: &SkBuffContext) -> Result<(Ends, Flags), Refusal> {
     let header: Ipv6 = load(ctx, 0)?;
     // An IPv6 packet with mapped addresses would be taken for IPv4 further on.
-    if is_mapped(&header.destination) {
+    if is_mapped(&header.source) || is_mapped(&header.destination) {
         return Err(Refusal(refusal::PACKET));
     }
     if header.next_header == HOP_BY_HOP {
@@ -114,13 +139,16 @@ fn transport(
     protocol: u8,
     source: [u32; 4],
     destination: [u32; 4],
-) -> Result<(Ends, bool), Refusal> {
+) -> Result<(Ends, Flags), Refusal> {
     let protocol = u32::from(protocol);
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
         return Err(Refusal(refusal::PACKET));
     }
     let [source_port, destination_port]: [u16; 2] = load(ctx, offset)?;
-    let syn = protocol == PROTOCOL_TCP && load::<u8>(ctx, offset + TCP_FLAGS)? & TCP_SYN != 0;
+    let flags = match protocol {
+        PROTOCOL_TCP => load(ctx, offset + TCP_FLAGS)?,
+        _ => 0,
+    };
     let ends = Ends {
         source,
         source_port: u16::from_be(source_port),
@@ -128,7 +156,7 @@ fn transport(
         destination_port: u16::from_be(destination_port),
         protocol,
     };
-    Ok((ends, syn))
+    Ok((ends, Flags(flags)))
 }
 
 #[inline(always)]

@@ -2,7 +2,9 @@
 //! On the path: before any destination; what is stored here makes a socket usable at all.
 //! INVARIANT: a governed socket is TCP or UDP over IPv4 or IPv6 and carries its workload; none sits on the proxy's or the resolver's port.
 
-use agent_abi::{FAMILY_V4, FAMILY_V6, Origin, PROTOCOL_TCP, PROTOCOL_UDP, Socket, refusal};
+use agent_abi::{
+    Address, FAMILY_V4, FAMILY_V6, Origin, PROTOCOL_TCP, PROTOCOL_UDP, Socket, mapped, refusal,
+};
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
@@ -38,6 +40,47 @@ pub fn bind4(ctx: SockAddrContext) -> i32 {
 pub fn bind6(ctx: SockAddrContext) -> i32 {
     let at = destination6(ctx.sock_addr);
     conclude(&ctx, bind(&at), &at.subject(0))
+}
+
+/// After the kernel chose a port: asking for any may have given one of ours.
+#[cgroup_sock(post_bind4)]
+pub fn post_bind4(ctx: SockContext) -> i32 {
+    // SAFETY: the kernel passes a valid context; this hook shows the address and the port.
+    let (addr, port) = unsafe {
+        (
+            (&raw const (*ctx.sock).src_ip4).read_volatile(),
+            (&raw const (*ctx.sock).src_port).read_volatile(),
+        )
+    };
+    bound(&ctx, mapped(addr), port)
+}
+
+#[cgroup_sock(post_bind6)]
+pub fn post_bind6(ctx: SockContext) -> i32 {
+    // SAFETY: as in `post_bind4`.
+    let (addr, port) = unsafe {
+        let words = (&raw const (*ctx.sock).src_ip6).cast::<u32>();
+        (
+            [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ],
+            (&raw const (*ctx.sock).src_port).read_volatile(),
+        )
+    };
+    bound(&ctx, addr, port)
+}
+
+#[inline(always)]
+fn bound(ctx: &SockContext, addr: Address, port: u32) -> i32 {
+    let at = Destination {
+        addr,
+        port: port as u16,
+        protocol: 0,
+    };
+    conclude(ctx, bind(&at), &at.subject(0))
 }
 
 #[inline(always)]

@@ -29,6 +29,8 @@ mod task;
 mod adoption;
 #[path = "kernel_side/foreign.rs"]
 mod foreign;
+#[path = "kernel_side/inbound.rs"]
+mod inbound;
 #[path = "kernel_side/label.rs"]
 mod label;
 #[path = "kernel_side/lsm.rs"]

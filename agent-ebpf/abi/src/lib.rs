@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 /// The version of everything in this crate. Any change of a size, a field or a meaning raises it.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// An address as its bytes lie in a packet, read as four native words.
 pub type Address = [u32; 4];
@@ -211,28 +211,30 @@ pub mod refusal {
     pub const DESTINATION_UNKNOWN: u32 = 6;
     /// A socket family, type or protocol that may not exist.
     pub const FAMILY: u32 = 7;
+    /// A packet from outside the workload, to a socket of it.
+    pub const INBOUND: u32 = 8;
     /// A task that carries a workload's label is outside that workload's cgroup, or puts a task there.
-    pub const LABEL: u32 = 8;
+    pub const LABEL: u32 = 9;
     /// A map or the storage of a socket or a task could not remember.
-    pub const MAP_FULL: u32 = 9;
+    pub const MAP_FULL: u32 = 10;
     /// A socket option that joins a group or chooses another way for packets.
-    pub const OPTION: u32 = 10;
+    pub const OPTION: u32 = 11;
     /// A packet that the egress floor does not let out.
-    pub const PACKET: u32 = 11;
+    pub const PACKET: u32 = 12;
     /// Dialling the proxy's or the resolver's own port.
-    pub const PROXY_PORT: u32 = 12;
+    pub const PROXY_PORT: u32 = 13;
     /// A socket that another workload, or nobody governed, made.
-    pub const SOCKET_FOREIGN: u32 = 13;
+    pub const SOCKET_FOREIGN: u32 = 14;
     /// Reaching into another process, or bpf(2).
-    pub const TASK: u32 = 14;
+    pub const TASK: u32 = 15;
     /// What io_uring does with somebody else's task: kernel polling, other credentials, commands to drivers.
-    pub const URING: u32 = 15;
+    pub const URING: u32 = 16;
     /// The workload is switched off.
-    pub const WORKLOAD_DISABLED: u32 = 16;
+    pub const WORKLOAD_DISABLED: u32 = 17;
     /// A task under the governed cgroup, in no admitted workload.
-    pub const WORKLOAD_UNKNOWN: u32 = 17;
+    pub const WORKLOAD_UNKNOWN: u32 = 18;
     /// How many kinds there are.
-    pub const COUNT: u32 = 18;
+    pub const COUNT: u32 = 19;
 }
 
 /// Different levels at which workloads may lie elsewhere.

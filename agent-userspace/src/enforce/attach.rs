@@ -33,8 +33,9 @@ pub(super) enum Place {
 }
 
 /// The programs in the order in which they are attached: the floor first, redirection last.
-pub(super) const PROGRAMS: [(&str, Place); 19] = [
+pub(super) const PROGRAMS: [(&str, Place); 22] = [
     ("egress", Place::Agents),
+    ("ingress", Place::Agents),
     ("sock_create", Place::Agents),
     ("set_option", Place::Agents),
     ("root_connect4", Place::Root),
@@ -43,6 +44,8 @@ pub(super) const PROGRAMS: [(&str, Place); 19] = [
     ("root_sendmsg6", Place::Root),
     ("bind4", Place::Agents),
     ("bind6", Place::Agents),
+    ("post_bind4", Place::Agents),
+    ("post_bind6", Place::Agents),
     ("sendmsg4", Place::Agents),
     ("sendmsg6", Place::Agents),
     ("recvmsg4", Place::Agents),
@@ -343,7 +346,9 @@ fn attach_new(program: &mut Program, cgroup: &fs::File) -> Result<FdLink, Progra
     }
     match program {
         Program::CgroupSkb(program) => {
-            let id = program.attach(cgroup, aya::programs::CgroupSkbAttachType::Egress, MODE)?;
+            let direction = *program.expected_attach_type();
+            let direction = direction.ok_or(ProgramError::UnexpectedProgramType)?;
+            let id = program.attach(cgroup, direction, MODE)?;
             taken(CgroupSkb::take_link(program, id)?)
         }
         Program::CgroupSock(program) => {

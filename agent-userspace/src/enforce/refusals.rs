@@ -34,6 +34,8 @@ pub enum RefusalKind {
     DestinationUnknown,
     /// A socket family, type or protocol that may not exist.
     Family,
+    /// A packet from outside the workload, to a socket of it.
+    Inbound,
     /// A task that carries a workload's label is outside that workload's cgroup, or puts a task there.
     Label,
     /// A map or the storage of a socket or a task could not remember.
@@ -67,6 +69,7 @@ impl RefusalKind {
         RefusalKind::DatagramName,
         RefusalKind::DestinationUnknown,
         RefusalKind::Family,
+        RefusalKind::Inbound,
         RefusalKind::Label,
         RefusalKind::MapFull,
         RefusalKind::Option,
@@ -91,6 +94,7 @@ impl RefusalKind {
             RefusalKind::DatagramName => "datagram_name",
             RefusalKind::DestinationUnknown => "destination_unknown",
             RefusalKind::Family => "family",
+            RefusalKind::Inbound => "inbound",
             RefusalKind::Label => "label",
             RefusalKind::MapFull => "map_full",
             RefusalKind::Option => "option",
@@ -115,6 +119,7 @@ impl RefusalKind {
             RefusalKind::DatagramName => refusal::DATAGRAM_NAME,
             RefusalKind::DestinationUnknown => refusal::DESTINATION_UNKNOWN,
             RefusalKind::Family => refusal::FAMILY,
+            RefusalKind::Inbound => refusal::INBOUND,
             RefusalKind::Label => refusal::LABEL,
             RefusalKind::MapFull => refusal::MAP_FULL,
             RefusalKind::Option => refusal::OPTION,

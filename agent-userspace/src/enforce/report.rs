@@ -11,11 +11,16 @@ use crate::layers::{LayerReport, LayerState};
 /// A layer of cgroup programs: its name, its programs, and what is open without it.
 type Layer = (&'static str, &'static [&'static str], &'static str);
 
-const LAYERS: [Layer; 7] = [
+const LAYERS: [Layer; 8] = [
     (
         "egress",
         &["egress"],
         "packets to any address leave by any interface",
+    ),
+    (
+        "ingress",
+        &["ingress"],
+        "packets of processes outside reach a workload's servers, although no answer leaves",
     ),
     (
         "connect",
@@ -34,7 +39,7 @@ const LAYERS: [Layer; 7] = [
     ),
     (
         "bind",
-        &["bind4", "bind6"],
+        &["bind4", "bind6", "post_bind4", "post_bind6"],
         "a workload can take the proxy's port while the daemon is down",
     ),
     (

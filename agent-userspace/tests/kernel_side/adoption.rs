@@ -217,6 +217,7 @@ fn the_mode_is_full_only_if_every_layer_is_live() {
 fn all_live(enforcement: &Enforcement) -> bool {
     let cgroup_layers = [
         "egress",
+        "ingress",
         "connect",
         "datagram",
         "socket",

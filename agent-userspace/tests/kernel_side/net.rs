@@ -46,6 +46,11 @@ impl Wire {
         while self.tun.read(&mut [0; 2048]).is_ok() {}
     }
 
+    /// A packet comes in by the device.
+    pub(crate) fn inject(&mut self, packet: &[u8]) {
+        std::io::Write::write_all(&mut self.tun, packet).unwrap();
+    }
+
     /// Whether a packet like this arrives within a moment; everything that arrived is taken off.
     pub(crate) fn saw(&mut self, wanted: impl Fn(&[u8]) -> bool) -> bool {
         let deadline = Instant::now() + Duration::from_millis(500);
@@ -149,6 +154,50 @@ pub(crate) fn set_option(socket: &Socket, level: i32, name: i32, value: &[u8]) -
             value.len() as libc::socklen_t,
         )
     })
+}
+
+/// A connection's own address and its peer, the latter as two system calls tell it.
+pub(crate) fn names(socket: &Socket) -> io::Result<String> {
+    const SO_PEERNAME: libc::c_int = 28;
+    let (own, peer) = (socket.local_addr()?, socket.peer_addr()?);
+    // SAFETY: the pointers and lengths describe a `sockaddr_storage`, which any bytes are a value of.
+    let ((), optioned) = unsafe {
+        socket2::SockAddr::try_init(|storage, length| {
+            // The kernel wants room for the name and no more.
+            *length = peer.len();
+            check(libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PEERNAME,
+                storage.cast(),
+                length,
+            ))
+        })?
+    };
+    let [own, peer, optioned] = [own, peer, optioned].map(|name| name.as_socket().unwrap());
+    Ok(format!("{own} {peer} {optioned}"))
+}
+
+/// A datagram as it would come over a wire.
+pub(crate) fn datagram4(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), text: &[u8]) -> Vec<u8> {
+    let length = 28 + text.len() as u16;
+    let mut packet = vec![0x45, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    packet.extend(from.0.octets());
+    packet.extend(to.0.octets());
+    let sum: u32 = packet
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !(((folded & 0xffff) + (folded >> 16)) as u16);
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    for word in [from.1, to.1, length - 20, 0] {
+        packet.extend(word.to_be_bytes());
+    }
+    packet.extend(text);
+    packet
 }
 
 /// Sends a datagram with one piece of ancillary data, which no hook on socket options sees.

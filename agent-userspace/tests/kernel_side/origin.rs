@@ -234,21 +234,6 @@ fn a_workloads_own_server_is_reached_and_nobody_elses() {
 }
 
 #[test]
-fn an_outsider_gets_no_answer_from_a_workloads_server() {
-    let mut host = Host::start();
-    let (mut workload, _) = host.workload();
-    let mut outsider = Puppet::start(None);
-    let (_, port) = workload.listen("127.0.0.1:0");
-    // The control: the workload itself is answered.
-    workload.connect(&format!("127.0.0.1:{port}")).unwrap();
-    assert!(
-        outsider.connect(&format!("127.0.0.1:{port}")).is_err(),
-        "the handshake's answer does not leave"
-    );
-    assert!(host.refusals(RefusalKind::Packet) > 0);
-}
-
-#[test]
 fn a_literal_address_is_redirected_only_while_some_connection_names_it() {
     let mut host = Host::start();
     let (mut workload, _) = host.workload();

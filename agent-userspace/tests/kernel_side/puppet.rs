@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// The cgroup that a puppet enters before it does anything else.
 const CGROUP: &str = "SLUICE_TEST_CGROUP";
+const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The test's end of a puppet.
@@ -265,6 +266,21 @@ impl Limbs {
                 let mut bytes = [0; 64];
                 let count = self.socket(index).read(&mut bytes)?;
                 Ok(String::from_utf8_lossy(&bytes[..count]).into_owned())
+            }
+            ["drain", index] => {
+                let arrived = io::copy(self.socket(index), &mut io::sink())?;
+                Ok(arrived.to_string())
+            }
+            ["names", index] => super::net::names(self.socket(index)),
+            ["listenanywhere"] => {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.listen(16)?;
+                let port = socket.local_addr()?.as_socket().unwrap().port();
+                Ok(format!("{} {port}", self.keep(socket)))
+            }
+            ["ports", from, to] => {
+                // Of the calling thread's network namespace.
+                fs::write(PORT_RANGE, format!("{from} {to}")).map(|()| String::new())
             }
             ["close", index] => {
                 self.sockets[index.parse::<usize>().unwrap()] = None;

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use agent_userspace::enforce::RefusalKind;
 
 use crate::host::{EPERM, Host};
-use crate::net::{Wire, hex, leave_by, membership4, membership6, routing_header};
+use crate::net::{Wire, datagram4, hex, leave_by, membership4, membership6, routing_header};
 use crate::puppet::Puppet;
 
 #[test]
@@ -44,6 +44,35 @@ fn binding_to_a_device_puts_no_loopback_packet_on_the_wire() {
         "nothing leaves"
     );
     assert!(host.refusals(RefusalKind::Packet) > 0);
+}
+
+#[test]
+fn a_packet_that_comes_in_by_a_device_reaches_no_server_of_a_workload() {
+    let mut wire = Wire::make();
+    let mut host = Host::start();
+    let (mut workload, _) = host.workload();
+    let mut outsider = Puppet::start(None);
+    let (remote, local) = (Ipv4Addr::new(10, 77, 0, 2), Ipv4Addr::new(10, 77, 0, 1));
+    let resolver = host.ports.resolver;
+    // The control: it reaches a server of an ungoverned process.
+    let server = outsider.ask("udp 0.0.0.0:0").unwrap();
+    let to = (local, server[1].parse().unwrap());
+    wire.inject(&datagram4((remote, 4000), to, b"leak"));
+    let heard = outsider.ask(&format!("recvfrom {}", server[0])).unwrap();
+    assert_eq!(heard[1], "leak");
+
+    let server = workload.ask("udp 0.0.0.0:0").unwrap();
+    let port = server[1].parse().unwrap();
+    for from in [4000, resolver] {
+        wire.inject(&datagram4((remote, from), (local, port), b"leak"));
+    }
+    let own = workload.udp("0.0.0.0:0");
+    workload
+        .ask(&format!("sendto {own} 127.0.0.1:{port} own"))
+        .unwrap();
+    let heard = workload.ask(&format!("recvfrom {}", server[0])).unwrap();
+    assert_eq!(heard[1], "own");
+    assert_eq!(host.refusals(RefusalKind::Inbound), 2);
 }
 
 #[test]
