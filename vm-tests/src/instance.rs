@@ -116,6 +116,11 @@ impl Instance {
         self.reduced
     }
 
+    /// Opts into reduced mode without asking for full mode first.
+    pub fn reduce(&mut self) {
+        self.reduced = true;
+    }
+
     /// Writes a file below the configuration directory.
     ///
     /// # Errors
@@ -158,7 +163,8 @@ impl Instance {
             self.root.join(leftovers::DAEMON_PID),
             child.id().to_string(),
         )?;
-        let deadline = Instant::now() + PATIENCE;
+        let patience = start_patience();
+        let deadline = Instant::now() + patience;
         let mut buffer = [0_u8; 4096];
         loop {
             if let Ok(length) = socket.recv(&mut buffer) {
@@ -177,7 +183,7 @@ impl Instance {
                 child.wait()?;
                 bail!(
                     "the daemon is not ready after {} s\n{}",
-                    PATIENCE.as_secs(),
+                    patience.as_secs(),
                     self.log_tail()
                 );
             }
@@ -350,6 +356,15 @@ impl Drop for Instance {
         // Errors are not worth more than what follows: the cgroup is killed whatever the daemon did.
         drop(self.stop());
         leftovers::remove(&self.root, self.keep);
+    }
+}
+
+/// An emulated machine verifies and attaches programs a hundred times slower.
+fn start_patience() -> Duration {
+    if std::env::var_os("SLUICE_TEST_GUEST").is_some() {
+        PATIENCE * 10
+    } else {
+        PATIENCE
     }
 }
 

@@ -76,6 +76,11 @@ const PACKAGES: &[Package] = &[
         present: || has("qemu-system-x86_64"),
     },
     Package {
+        name: "xz-utils",
+        why: "unpacks kernel modules for the test machines",
+        present: || has("xz"),
+    },
+    Package {
         name: "zlib1g-dev",
         why: "the eBPF linker is linked with it, as rustc's LLVM is",
         present: || std::path::Path::new("/usr/include/zlib.h").is_file(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{demo, setup, shell, tidy, vm};
+use crate::{demo, escape, setup, shell, tidy, vm};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -36,6 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     demo::remove_leftovers()?;
 
     let mut parts = vec![measured("tests", nextest)?, measured("doctests", doctests)?];
+    parts.push(measured("escape", escape::counted)?);
     if !args.no_vm {
         parts.push(measured("vm", || {
             let counts = vm::run(&vm::Args::plain())?;

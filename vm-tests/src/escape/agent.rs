@@ -16,6 +16,12 @@ pub(super) const ALLOWED: &str = "allowed";
 
 /// Said right before the attempt: without it, none was made.
 pub(super) const BEGUN: &str = "begun";
+/// Said at its end, and how far it came.
+pub(super) const OUTCOME: &str = "outcome";
+/// Said by `serve` when it takes lines.
+pub(super) const READY: &str = "ready";
+/// Said by `serve` after each.
+pub(super) const END: &str = "end";
 
 /// An attempt that hangs is stopped.
 const SECONDS: u32 = 15;
@@ -32,24 +38,43 @@ pub fn main() -> ExitCode {
         .map_or(("", &[][..]), |(verb, rest)| (verb.as_str(), rest));
     let outcome = match verb {
         "attempt" => attempt(rest),
-        "help" => helper::run(rest),
-        "upcall" => cases::upcall(rest),
-        "idle" => {
-            // A workload to join: it ends with its standard input.
-            println!("ready {}", std::process::id());
-            let _ended = io::copy(&mut io::stdin(), &mut io::sink());
+        "serve" => {
+            serve();
             return ExitCode::SUCCESS;
         }
+        "help" => helper::run(rest),
+        "upcall" => cases::upcall(rest),
         _ => Err(Stop::because(
             "start",
-            "the words are attempt, help or idle",
+            "the words are attempt, serve or help",
         )),
     };
-    match outcome {
-        Ok(()) => println!("outcome done"),
-        Err(stop) => println!("outcome {}", stop.words()),
-    }
+    tell(outcome);
     ExitCode::SUCCESS
+}
+
+/// One attempt a line of standard input, each in a child of its own: it has everything that this process was started with.
+fn serve() {
+    println!("{READY} {}", std::process::id());
+    for line in io::stdin().lines() {
+        let Ok(line) = line else { return };
+        let words: Vec<String> = line.split('\t').map(str::to_owned).collect();
+        let ended = sys::process::fork(|| {
+            tell(attempt(&words));
+            Ok(())
+        });
+        match ended {
+            Ok(()) => println!("{END} well"),
+            Err(error) => println!("{END} {error}"),
+        }
+    }
+}
+
+fn tell(outcome: Result<(), Stop>) {
+    match outcome {
+        Ok(()) => println!("{OUTCOME} done"),
+        Err(stop) => println!("{OUTCOME} {}", stop.words()),
+    }
 }
 
 fn attempt(words: &[String]) -> Result<(), Stop> {

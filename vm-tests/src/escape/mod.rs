@@ -159,6 +159,8 @@ pub struct Case {
     pub layers: &'static [&'static str],
     /// Why a task that was not started by the launcher gets through: the wall is the launcher's alone.
     pub launcher: Option<&'static str>,
+    /// What it does to Sluice itself would spoil the cases after it.
+    pub unmakes: bool,
 }
 
 impl Case {
@@ -180,6 +182,7 @@ impl Case {
             attempt,
             layers: &[],
             launcher: None,
+            unmakes: false,
         }
     }
 
@@ -203,6 +206,13 @@ impl Case {
 
     const fn open_without(self, layers: &'static [&'static str]) -> Case {
         Case { layers, ..self }
+    }
+
+    const fn unmaking(self) -> Case {
+        Case {
+            unmakes: true,
+            ..self
+        }
     }
 
     const fn launcher_closes(self, why: &'static str) -> Case {

@@ -3,20 +3,22 @@
 //! Invariant: everything made here is gone when it is dropped, also when a case went wrong.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::agent::{BEGUN, END, OUTCOME, READY};
 use super::cases::{ALLOWED, REBOUND};
 use super::helper::Role;
 use super::order::{Order, raw};
 use super::sys;
-use crate::instance::{self, Instance};
+use crate::instance::{self, Instance, PATIENCE};
 use crate::leftovers;
 use crate::pki::Authority;
 
@@ -149,20 +151,20 @@ impl Stage {
         command
     }
 
-    /// A workload that does nothing, and its cgroup.
-    pub(super) fn workload(&self) -> Result<(Waiting, PathBuf)> {
-        let waiting = Waiting::start(&mut self.launched(&["idle".to_owned()]))?;
-        let launcher = waiting.child.id();
-        let pid = instance::children(launcher)
-            .into_iter()
-            .find(|pid| pid != &launcher.to_string())
-            .context("`sluice run` has no child")?;
-        let lines = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    /// The attacker, waiting for orders as nobody's agent.
+    pub(super) fn outsider(&self) -> Result<Server> {
+        Server::start(&mut self.plain(&["serve".to_owned()]))
+    }
+
+    /// The attacker, waiting for orders as the launched agent, and its cgroup.
+    pub(super) fn agent(&self) -> Result<(Server, PathBuf)> {
+        let server = Server::start(&mut self.launched(&["serve".to_owned()]))?;
+        let lines = fs::read_to_string(format!("/proc/{}/cgroup", server.pid))?;
         let place = lines
             .lines()
             .find_map(|line| line.strip_prefix("0::/"))
             .context("the workload is in no cgroup v2")?;
-        Ok((waiting, self.hierarchy.join(place)))
+        Ok((server, self.hierarchy.join(place)))
     }
 
     /// Starts a helper; gives where it is found, too.
@@ -172,6 +174,78 @@ impl Stage {
         let waiting = Waiting::start(&mut self.plain(&words))?;
         let place = waiting.place.clone();
         Ok((waiting, place))
+    }
+}
+
+/// An attacker that makes one attempt after another, each in a child of its own.
+pub(super) struct Server {
+    child: Child,
+    lines: Receiver<String>,
+    pid: String,
+}
+
+impl Server {
+    fn start(command: &mut Command) -> Result<Server> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the attacker")?;
+        let stdout = child.stdout.take().context("no standard output")?;
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut server = Server {
+            child,
+            lines,
+            pid: String::new(),
+        };
+        let first = server
+            .lines
+            .recv_timeout(PATIENCE)
+            .context("the attacker did not become ready")?;
+        server.pid = first
+            .strip_prefix(READY)
+            .context("the attacker did not become ready")?
+            .trim()
+            .to_owned();
+        Ok(server)
+    }
+
+    /// One attempt, and its own account of it.
+    pub(super) fn attempt(&mut self, words: &[String]) -> Result<String> {
+        let input = self.child.stdin.as_mut().context("no standard input")?;
+        writeln!(input, "{}", words.join("\t"))?;
+        let (mut begun, mut account) = (false, None);
+        loop {
+            let line = self
+                .lines
+                .recv_timeout(PATIENCE)
+                .context("the attacker is gone")?;
+            if line == BEGUN {
+                begun = true;
+            } else if let Some(said) = line.strip_prefix(OUTCOME) {
+                account = Some(said.trim().to_owned());
+            } else if let Some(ended) = line.strip_prefix(END) {
+                let said = account.unwrap_or_else(|| ended.trim().to_owned());
+                // What was never tried was not stopped either.
+                if !begun {
+                    bail!("no attempt was made: {said}");
+                }
+                return Ok(said);
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        end(&mut self.child);
     }
 }
 
@@ -218,15 +292,20 @@ fn first_ready(log: &Path) -> Result<Option<String>> {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let deadline = Instant::now() + Duration::from_secs(2);
-        while Instant::now() < deadline {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        drop(self.child.kill());
-        drop(self.child.wait());
+        end(&mut self.child);
     }
+}
+
+/// Both kinds end with their standard input.
+fn end(child: &mut Child) {
+    drop(child.stdin.take());
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < deadline {
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(child.kill());
+    drop(child.wait());
 }

@@ -12,12 +12,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::agent::{ALLOWED, BEGUN};
+use super::agent::{ALLOWED, BEGUN, OUTCOME};
 use super::cases::REBOUND;
 use super::order::Order;
 use super::report::{Baseline, Governed, Refused, Row, Walls};
-use super::stage::{Given, INBOUND, Stage, Waiting};
-use super::wire::{self, Wire};
+use super::stage::{Given, INBOUND, Server, Stage};
+use super::wire::{self, Sign, Wire};
 use super::{Case, Class, Needs, Trace, Who, all};
 use crate::output;
 
@@ -96,23 +96,54 @@ fn mode(stage: &Stage) -> &'static str {
     }
 }
 
-/// A daemon that runs, and a workload of its to join.
+/// A daemon that runs, an attacker in its workload, and one outside.
 struct Scene {
-    // Ends before the daemon.
-    _idle: Waiting,
+    // Both end before the daemon.
+    agent: Server,
+    outsider: Server,
     cgroup: PathBuf,
+    /// Layers that are not live, with what they leave open.
+    layers: Vec<(String, String)>,
     stage: Stage,
 }
 
 impl Scene {
     fn set(stage: Stage) -> Result<Scene> {
-        let (idle, cgroup) = stage.workload()?;
+        let (agent, cgroup) = stage.agent()?;
         Ok(Scene {
-            _idle: idle,
+            agent,
+            outsider: stage.outsider()?,
             cgroup,
+            layers: layers(&stage)?,
             stage,
         })
     }
+}
+
+/// What `sluice doctor` says is not live, and what that leaves open.
+fn layers(stage: &Stage) -> Result<Vec<(String, String)>> {
+    let report = stage
+        .instance
+        .ask(&["doctor", "--format", "json"])?
+        .json()?;
+    let layers = report
+        .pointer("/layers")
+        .and_then(Value::as_array)
+        .context("doctor names no layers")?;
+    let word = |layer: &Value, key: &str| {
+        layer
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let not_live = layers.iter().filter(|layer| word(layer, "state") != "live");
+    Ok(not_live
+        .filter_map(|layer| {
+            let open = layer.get("leaves_open")?.as_array()?.first()?.as_str()?;
+            Some((word(layer, "name"), open.to_owned()))
+        })
+        .collect())
 }
 
 impl Wanted {
@@ -180,7 +211,7 @@ struct Runner {
 
 impl Runner {
     /// The control of controls: an allowed call reaches the far end through the proxy, or "closed" would mean nothing.
-    fn allowed_call_arrives(&self) -> Result<()> {
+    fn allowed_call_arrives(&mut self) -> Result<()> {
         let call = Case {
             id: ALLOWED,
             trace: Trace::Token,
@@ -225,15 +256,14 @@ impl Runner {
             };
             return Ok(both.map(same).to_vec());
         }
-        let layers = self.layers()?;
         let mut rows = Vec::new();
         for walls in both {
             let ended = self.attempt(number, case, World::Behind(walls));
-            if case.class == Class::Programs {
+            if walls == Walls::Kernel && case.unmakes {
                 self.set_the_scene_anew()?;
             }
             let (governed, detail, layer) = match ended {
-                Ok(ended) => judge(case, walls, ended, &layers),
+                Ok(ended) => judge(case, walls, ended, &self.scene.layers),
                 Err(error) => (Governed::Broken, format!("{error:#}"), None),
             };
             rows.push(row(walls, Baseline::Leaks, governed, detail, layer));
@@ -244,12 +274,15 @@ impl Runner {
     /// What unmakes walls is tried on a daemon that nothing else is tried on.
     fn set_the_scene_anew(&mut self) -> Result<()> {
         let mut stage = Stage::set()?;
+        if self.scene.stage.instance.is_reduced() {
+            stage.instance.reduce();
+        }
         stage.instance.start()?;
         self.scene = Scene::set(stage)?;
         Ok(())
     }
 
-    fn attempt(&self, number: u8, case: &Case, world: World) -> Result<Ended> {
+    fn attempt(&mut self, number: u8, case: &Case, world: World) -> Result<Ended> {
         let order = self.order(number, case, world);
         let order = &order;
         let since = self.wire.mark();
@@ -271,28 +304,27 @@ impl Runner {
             }
             Needs::Nothing | Needs::Stdin(_) => (None, order.clone()),
         };
-        let mut words = vec!["attempt".to_owned()];
-        words.extend(order.words());
-        let mut command = match world {
-            World::Behind(Walls::Both) => self.scene.stage.launched(&words),
-            World::Ungoverned | World::Behind(Walls::Kernel) => self.scene.stage.plain(&words),
-        };
         if case.class == Class::Inbound || case.needs == Needs::Stdin(Given::TcpListening) {
             self.dial_in(&order);
         }
         let said = match case.needs {
-            Needs::Stdin(given) => match given.make(&order) {
-                Ok(socket) => run_with(&mut command, socket.into(), true)?,
-                Err(error) => format!("outside: {error:#}"),
-            },
-            Needs::Nothing | Needs::Helper(_) => run_with(&mut command, Stdio::null(), false)?,
+            Needs::Stdin(given) => self.attempt_with(given, &order, world)?,
+            Needs::Nothing | Needs::Helper(_) => {
+                let server = match world {
+                    World::Behind(Walls::Both) => &mut self.scene.agent,
+                    World::Ungoverned | World::Behind(Walls::Kernel) => &mut self.scene.outsider,
+                };
+                server.attempt(&order.words())?
+            }
         };
-        let settle = if case.trace == Trace::Group {
-            SETTLE_GROUP
-        } else {
-            SETTLE
+        let settle = match (case.trace, case.needs) {
+            (Trace::Group, _) => SETTLE_GROUP,
+            // Somebody else sends, a moment later.
+            (Trace::Rebound, _) | (_, Needs::Helper(_)) => SETTLE,
+            _ if case.class == Class::Fronting => SETTLE,
+            _ => Duration::ZERO,
         };
-        let left = self.wire.wait(since, &marks(case, &order), settle)?;
+        let left = self.wire.wait(since, &signs(case, &order), settle)?;
         drop(helper);
         if case.class == Class::Namespaces {
             wire::tidy();
@@ -301,6 +333,20 @@ impl Runner {
             Some(frame) => Ended::Left(frame),
             None => Ended::Stayed(said),
         })
+    }
+
+    /// A socket from outside is standard input from the start.
+    fn attempt_with(&self, given: Given, order: &Order, world: World) -> Result<String> {
+        let mut words = vec!["attempt".to_owned()];
+        words.extend(order.words());
+        let mut command = match world {
+            World::Behind(Walls::Both) => self.scene.stage.launched(&words),
+            World::Ungoverned | World::Behind(Walls::Kernel) => self.scene.stage.plain(&words),
+        };
+        match given.make(order) {
+            Ok(socket) => run_with(&mut command, socket.into()),
+            Err(error) => Ok(format!("outside: {error:#}")),
+        }
     }
 
     fn order(&self, number: u8, case: &Case, world: World) -> Order {
@@ -334,34 +380,6 @@ impl Runner {
             std::thread::spawn(move || super::far::dial(from, (wire::HOST4, INBOUND).into()));
         });
     }
-
-    /// Layers that are not live, with what they leave open, as `sluice doctor` says.
-    fn layers(&self) -> Result<Vec<(String, String)>> {
-        let told = self
-            .scene
-            .stage
-            .instance
-            .ask(&["doctor", "--format", "json"])?;
-        let report = told.json()?;
-        let layers = report
-            .pointer("/layers")
-            .and_then(Value::as_array)
-            .context("doctor names no layers")?;
-        let word = |layer: &Value, key: &str| {
-            layer
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
-        let not_live = layers.iter().filter(|layer| word(layer, "state") != "live");
-        Ok(not_live
-            .filter_map(|layer| {
-                let open = layer.get("leaves_open")?.as_array()?.first()?.as_str()?;
-                Some((word(layer, "name"), open.to_owned()))
-            })
-            .collect())
-    }
 }
 
 fn judge(
@@ -386,39 +404,43 @@ fn judge(
     }
 }
 
-fn marks(case: &Case, order: &Order) -> Vec<Vec<u8>> {
+fn signs(case: &Case, order: &Order) -> Vec<Sign> {
+    let token = Sign::Bytes(order.data().to_vec());
     match case.trace {
-        Trace::Token => vec![order.data().to_vec()],
+        Trace::Token => vec![token],
         Trace::Any => vec![
-            order.data().to_vec(),
-            order.v4.octets().to_vec(),
-            order.v6.octets().to_vec(),
+            token,
+            Sign::Bytes(order.v4.octets().to_vec()),
+            Sign::Bytes(order.v6.octets().to_vec()),
         ],
         Trace::Rebound => REBOUND
             .iter()
             .map(|(_, address)| match address.to_canonical() {
-                IpAddr::V4(v4) => v4.octets().to_vec(),
-                IpAddr::V6(v6) => v6.octets().to_vec(),
+                IpAddr::V4(v4) => Sign::Dials(v4.octets().to_vec()),
+                IpAddr::V6(v6) => Sign::Dials(v6.octets().to_vec()),
             })
-            .chain([order.data().to_vec()])
+            .chain([token])
             .collect(),
         Trace::Group => vec![
-            order.group4().octets().to_vec(),
-            order.group6().octets().to_vec(),
+            Sign::Bytes(order.group4().octets().to_vec()),
+            Sign::Bytes(order.group6().octets().to_vec()),
         ],
     }
 }
 
 /// Runs the attacker, and gives its own account.
-fn run_with(command: &mut Command, stdin: Stdio, may_be_refused: bool) -> Result<String> {
+fn run_with(command: &mut Command, stdin: Stdio) -> Result<String> {
     let output = output::run_at_most(command, stdin, PATIENCE)?;
     let lines = || output.stdout.lines();
     if lines().any(|line| line == BEGUN) {
-        let account = lines().rev().find_map(|line| line.strip_prefix("outcome "));
-        return Ok(account.map_or_else(|| format!("ended with {}", output.status), str::to_owned));
+        let account = lines().rev().find_map(|line| line.strip_prefix(OUTCOME));
+        return Ok(account.map_or_else(
+            || format!("ended with {}", output.status),
+            |said| said.trim().to_owned(),
+        ));
     }
     let last = output.stderr.lines().last().unwrap_or_default();
-    if may_be_refused && output.status.code() == Some(LAUNCHER_REFUSES) {
+    if output.status.code() == Some(LAUNCHER_REFUSES) {
         return Ok(last.to_owned());
     }
     // What was never tried was not stopped either.

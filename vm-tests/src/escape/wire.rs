@@ -54,6 +54,36 @@ pub(super) struct Wire {
     sentinel: UdpSocket,
 }
 
+/// What tells a frame of an attempt from any other.
+pub(super) enum Sign {
+    /// It carries these bytes.
+    Bytes(Vec<u8>),
+    /// It opens a connection to this address. What closes an earlier one comes late, and says nothing.
+    Dials(Vec<u8>),
+}
+
+impl Sign {
+    fn is_on(&self, frame: &[u8]) -> bool {
+        match self {
+            Self::Bytes(bytes) => contains(frame, bytes),
+            Self::Dials(address) => opens(frame) && contains(frame, address),
+        }
+    }
+}
+
+/// The first segment of a TCP connection.
+fn opens(frame: &[u8]) -> bool {
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+    let byte = |at: usize| frame.get(at).copied().unwrap_or_default();
+    let flags = match (byte(12), byte(13)) {
+        (8, 0) if byte(23) == 6 => byte(14 + usize::from(byte(14) & 15) * 4 + 13),
+        (0x86, 0xdd) if byte(20) == 6 => byte(54 + 13),
+        _ => 0,
+    };
+    flags & (SYN | ACK) == SYN
+}
+
 /// A place in the order of frames.
 #[derive(Clone, Copy)]
 pub(super) struct Mark(usize);
@@ -136,12 +166,12 @@ impl Wire {
     pub(super) fn wait(
         &self,
         since: Mark,
-        marks: &[Vec<u8>],
+        signs: &[Sign],
         patience: Duration,
     ) -> Result<Option<Vec<u8>>> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(frame) = self.find(since, marks) {
+            if let Some(frame) = self.find(since, signs) {
                 return Ok(Some(frame));
             }
             if Instant::now() >= deadline {
@@ -150,14 +180,14 @@ impl Wire {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.flush()?;
-        Ok(self.find(since, marks))
+        Ok(self.find(since, signs))
     }
 
-    fn find(&self, since: Mark, marks: &[Vec<u8>]) -> Option<Vec<u8>> {
+    fn find(&self, since: Mark, signs: &[Sign]) -> Option<Vec<u8>> {
         let frames = self.frames();
         let new = frames.get(since.0..).unwrap_or_default();
         new.iter()
-            .find(|frame| is_loopback(frame) || marks.iter().any(|mark| contains(frame, mark)))
+            .find(|frame| is_loopback(frame) || signs.iter().any(|sign| sign.is_on(frame)))
             .cloned()
     }
 
@@ -165,13 +195,14 @@ impl Wire {
     fn flush(&self) -> Result<()> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let text = format!("sentinel-{}-", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let sentinel = [Sign::Bytes(text.clone().into_bytes())];
         let before = self.mark();
         let deadline = Instant::now() + Duration::from_secs(5);
         // Answered by "port unreachable", which the next send tells.
         let _told_of_the_last = self.sentinel.send(text.as_bytes());
         let _told_again = self.sentinel.send(text.as_bytes());
         while Instant::now() < deadline {
-            if self.find(before, &[text.clone().into_bytes()]).is_some() {
+            if self.find(before, &sentinel).is_some() {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(2));

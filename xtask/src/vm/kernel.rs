@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::modules;
 use crate::{debian, shell};
 
 /// `vm-tests/kernels.lock`.
@@ -33,20 +34,49 @@ struct Locked {
     /// Within the archive: `pool/updates/main/..`, as it stands in a URL.
     path: String,
     sha256: String,
+    /// From 6.19 on the modules are a package of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    modules: Option<Package>,
+}
+
+/// One package of the archive.
+#[derive(Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Package {
+    package: String,
+    path: String,
+    sha256: String,
 }
 
 /// A kernel that is on disk.
 pub(crate) struct Kernel {
+    /// The line: `6.12`
+    pub(crate) name: String,
     /// `6.12.117+deb13-cloud-amd64`
     pub(crate) release: String,
     pub(crate) image: PathBuf,
+    /// The modules that tests can use, in the order in which they load.
+    pub(crate) modules: Vec<PathBuf>,
+}
+
+/// The lines of the lock file.
+pub(crate) fn lines(lock_file: &Path) -> Result<Vec<String>> {
+    Ok(read(lock_file)?
+        .kernel
+        .into_iter()
+        .map(|kernel| kernel.name)
+        .collect())
+}
+
+fn read(lock_file: &Path) -> Result<Lock> {
+    let text = std::fs::read_to_string(lock_file)
+        .with_context(|| format!("cannot read {}", lock_file.display()))?;
+    toml::from_str(&text).context("kernels.lock is broken")
 }
 
 /// Gives the kernel of that name, downloading it at first use.
 pub(crate) fn ensure(lock_file: &Path, name: Option<&str>, update: bool) -> Result<Kernel> {
-    let text = std::fs::read_to_string(lock_file)
-        .with_context(|| format!("cannot read {}", lock_file.display()))?;
-    let mut lock: Lock = toml::from_str(&text).context("kernels.lock is broken")?;
+    let mut lock = read(lock_file)?;
     let names: Vec<_> = lock
         .kernel
         .iter()
@@ -82,43 +112,81 @@ pub(crate) fn ensure(lock_file: &Path, name: Option<&str>, update: bool) -> Resu
 const HEAD: &str = "# The kernels that the kernel tests run on. `cargo xtask vm --update` moves one to the newest of its line.\n\n";
 
 fn fetched(locked: &Locked, cache: &Path) -> Result<Kernel> {
-    let release = locked
-        .package
-        .strip_prefix("linux-image-")
+    let release = ["linux-image-", "linux-binary-"]
+        .iter()
+        .find_map(|prefix| locked.package.strip_prefix(prefix))
         .with_context(|| format!("{} is not a kernel package", locked.package))?
         .to_owned();
     // The digest is part of the name: a changed lock file never finds an old image.
     let short = locked.sha256.get(..16).context("sha256 is too short")?;
     let image = cache.join(format!("vmlinuz-{release}-{short}"));
-    if image.is_file() {
-        return Ok(Kernel { release, image });
-    }
-    println!("vm: downloading {} ({})", locked.package, locked.suite);
-    let package = cache.join("package.deb");
-    let url = format!("{}/{}", debian::archive(&locked.archive)?, locked.path);
-    if let Err(error) = download(&url, &package) {
-        // Debian removes superseded versions.
-        let newer = newest(locked, cache).with_context(|| format!("{error:#}"))?;
-        if newer.sha256 == locked.sha256 {
-            return Err(error);
+    let modules = cache.join(format!("modules-{release}-{short}"));
+    if !image.is_file() || !modules.is_dir() {
+        let unpacked = cache.join("unpacked");
+        drop(std::fs::remove_dir_all(&unpacked));
+        let main = Package {
+            package: locked.package.clone(),
+            path: locked.path.clone(),
+            sha256: locked.sha256.clone(),
+        };
+        for package in std::iter::once(&main).chain(&locked.modules) {
+            println!("vm: downloading {} ({})", package.package, locked.suite);
+            if let Err(error) = unpack(package, locked, cache, &unpacked) {
+                // Debian removes superseded versions.
+                let newer = newest(locked, cache).with_context(|| format!("{error:#}"))?;
+                if newer.sha256 == locked.sha256 {
+                    return Err(error);
+                }
+                println!(
+                    "vm: NOTE: the locked package is gone; using {} instead, signed by the same archive. \
+                     `cargo xtask vm --update` locks it",
+                    newer.package
+                );
+                return fetched(&newer, cache);
+            }
         }
-        println!(
-            "vm: NOTE: the locked package is gone; using {} instead, signed by the same archive. \
-             `cargo xtask vm --update` locks it",
-            newer.package
-        );
-        return fetched(&newer, cache);
+        // Renamed into place, so that an interrupted run leaves no half an image.
+        modules::keep(&unpacked, &cache.join("modules.new"))?;
+        drop(std::fs::remove_dir_all(&modules));
+        std::fs::rename(cache.join("modules.new"), &modules)?;
+        std::fs::rename(vmlinuz(&unpacked, &release)?, &image)?;
+        std::fs::remove_dir_all(&unpacked)?;
     }
-    let digest = sha256(&package)?;
-    if digest != locked.sha256 {
+    Ok(Kernel {
+        name: locked.name.clone(),
+        release,
+        image,
+        modules: modules::kept(&modules)?,
+    })
+}
+
+/// Downloads a package, and unpacks it if it is the one that is locked.
+fn unpack(package: &Package, locked: &Locked, cache: &Path, to: &Path) -> Result<()> {
+    let file = cache.join("package.deb");
+    let url = format!("{}/{}", debian::archive(&locked.archive)?, package.path);
+    download(&url, &file)?;
+    let digest = sha256(&file)?;
+    if digest != package.sha256 {
         bail!(
             "{url} has SHA-256 {digest}, the lock file says {}",
-            locked.sha256
+            package.sha256
         );
     }
-    unpack(&package, &release, &image)?;
-    std::fs::remove_file(&package)?;
-    Ok(Kernel { release, image })
+    shell::capture(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(to))?;
+    std::fs::remove_file(&file)?;
+    Ok(())
+}
+
+/// The kernel image; its place depends on the kernel's age.
+fn vmlinuz(unpacked: &Path, release: &str) -> Result<PathBuf> {
+    [
+        format!("boot/vmlinuz-{release}"),
+        format!("usr/lib/modules/{release}/vmlinuz"),
+    ]
+    .map(|path| unpacked.join(path))
+    .into_iter()
+    .find(|path| path.is_file())
+    .with_context(|| format!("no vmlinuz in the package of {release}"))
 }
 
 fn download(url: &str, to: &Path) -> Result<()> {
@@ -141,30 +209,6 @@ fn download(url: &str, to: &Path) -> Result<()> {
 fn sha256(file: &Path) -> Result<String> {
     let digest = Sha256::digest(std::fs::read(file)?);
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Takes the kernel image out of the package; its place there depends on the kernel's age.
-fn unpack(package: &Path, release: &str, image: &Path) -> Result<()> {
-    let dir = package.with_extension("unpacked");
-    drop(std::fs::remove_dir_all(&dir));
-    shell::capture(
-        Command::new("dpkg-deb")
-            .arg("--extract")
-            .arg(package)
-            .arg(&dir),
-    )?;
-    let inside = [
-        format!("boot/vmlinuz-{release}"),
-        format!("usr/lib/modules/{release}/vmlinuz"),
-    ]
-    .map(|path| dir.join(path))
-    .into_iter()
-    .find(|path| path.is_file())
-    .with_context(|| format!("no vmlinuz in the package of {release}"))?;
-    // Renamed into place, so that an interrupted run leaves no half an image.
-    std::fs::rename(inside, image)?;
-    std::fs::remove_dir_all(&dir)?;
-    Ok(())
 }
 
 /// Asks the archive for the newest kernel of this line.
@@ -191,7 +235,10 @@ fn newest(locked: &Locked, cache: &Path) -> Result<Locked> {
         "-oAPT::Architecture=amd64".into(),
     ];
     shell::capture(Command::new("apt-get").args(&options).arg("update"))?;
-    let prefix = format!("linux-image-{}.", locked.name);
+    let kind = locked.package.split('-').nth(1).unwrap_or("image");
+    // A line of one number is the newest of all that begin with it.
+    let line = locked.name.trim_end_matches(".x");
+    let prefix = format!("linux-{kind}-{line}.");
     let all = shell::capture(
         Command::new("apt-cache")
             .args(&options)
@@ -202,7 +249,26 @@ fn newest(locked: &Locked, cache: &Path) -> Result<Locked> {
         .filter(|name| name.ends_with("-cloud-amd64"))
         .max_by_key(|name| version(name))
         .with_context(|| format!("{} has no {prefix}*-cloud-amd64", locked.suite))?;
-    let uris = shell::capture(Command::new("apt-get").args(&options).args([
+    let found = locate(package, &options)?;
+    let modules = match &locked.modules {
+        None => None,
+        Some(_) => {
+            let named = package.replacen(&format!("linux-{kind}-"), "linux-modules-", 1);
+            Some(locate(&named, &options)?)
+        }
+    };
+    Ok(Locked {
+        package: found.package,
+        path: found.path,
+        sha256: found.sha256,
+        modules,
+        ..locked.clone()
+    })
+}
+
+/// Where a package lies, and its digest, as the archive's signed lists say.
+fn locate(package: &str, options: &[String]) -> Result<Package> {
+    let uris = shell::capture(Command::new("apt-get").args(options).args([
         "download",
         "--print-uris",
         package,
@@ -217,11 +283,10 @@ fn newest(locked: &Locked, cache: &Path) -> Result<Locked> {
     let sha256 = words
         .find_map(|word| word.strip_prefix("SHA256:"))
         .context("apt-get printed no SHA256")?;
-    Ok(Locked {
+    Ok(Package {
         package: package.to_owned(),
         path,
         sha256: sha256.to_owned(),
-        ..locked.clone()
     })
 }
 
@@ -251,7 +316,8 @@ mod tests {
         let lock: Lock = toml::from_str(&text).unwrap();
         for kernel in lock.kernel {
             assert_eq!(kernel.sha256.len(), 64, "{}", kernel.name);
-            assert!(kernel.package.contains(&kernel.name) && kernel.path.starts_with("pool/"));
+            let line = kernel.name.trim_end_matches("x");
+            assert!(kernel.package.contains(line) && kernel.path.starts_with("pool/"));
         }
     }
 }

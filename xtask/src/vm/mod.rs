@@ -1,9 +1,10 @@
-//! `cargo xtask vm`: the kernel tests inside a real Debian kernel, with BPF LSM present.
+//! `cargo xtask vm`: the kernel tests, and the escape suite, inside a real Debian kernel, with BPF LSM present.
 //! Host side of `vm-tests/src/bin/guest-init.rs`: build the tests, pack them into an initramfs, boot, read the verdict.
 //! Invariant: a pass needs the guest's RESULT line with this run's nonce *and* a clean power-off; a panic, a hang and a short read are failures.
 
 mod cpio;
 mod kernel;
+mod modules;
 mod qemu;
 
 use std::collections::BTreeSet;
@@ -32,13 +33,16 @@ pub(crate) struct Args {
     /// Look up the newest kernel of the line and write it to the lock file
     #[arg(long)]
     update: bool,
+    /// The escape suite in the same machine, after the tests
+    #[arg(long)]
+    escape: bool,
 }
 
 /// Seconds in which even an emulated machine on a busy host is done; a quiet one needs a fraction.
-const PATIENCE: u64 = 900;
+pub(crate) const PATIENCE: u64 = 1800;
 
 impl Args {
-    /// What `cargo xtask test` runs: the first kernel, every test.
+    /// What `cargo xtask test` runs: the first kernel, every test, the escape suite.
     pub(crate) fn plain() -> Self {
         Self {
             kernel: None,
@@ -46,8 +50,18 @@ impl Args {
             no_lsm: false,
             timeout: PATIENCE,
             update: false,
+            escape: true,
         }
     }
+}
+
+/// What the escape suite told in a test machine.
+#[derive(Debug, Default)]
+pub(crate) struct Escape {
+    /// One JSON object a line: a case, or the daemon's refusal.
+    pub(crate) lines: Vec<String>,
+    /// What the suite ended with: 0 well, 2 refused.
+    pub(crate) code: Option<i32>,
 }
 
 /// What the guest counted.
@@ -61,42 +75,124 @@ pub(crate) struct Counts {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<Counts> {
     setup::quiet()?;
-    let lock_file = shell::root().join("vm-tests/kernels.lock");
-    let kernel = kernel::ensure(&lock_file, args.kernel.as_deref(), args.update)?;
-    let init = build_init()?;
+    let kernel = kernel::ensure(&lock_file(), args.kernel.as_deref(), args.update)?;
+    let programs = Programs::build(args.escape)?;
     let (tests, sluice) = build_tests()?;
     if tests.is_empty() {
         bail!("no kernel tests: agent-userspace/tests/kernel_*.rs");
     }
-
-    let initramfs = pack(&init, &tests, sluice.as_deref())?;
-    let nonce = nonce()?;
-    let machine = qemu::Machine {
-        kernel: &kernel.image,
-        initramfs: &initramfs,
-        append: append(args, &nonce),
-        timeout: Duration::from_secs(args.timeout),
-    };
-    println!(
-        "vm: booting {} ({})",
-        kernel.release,
-        machine.accelerator().name()
-    );
-    let started = Instant::now();
-    let ended = machine.boot()?;
-    let verdict = judge(&ended, tests.len(), &nonce)?;
+    let booted = boot(&kernel, args, &programs, &tests, sluice.as_deref())?;
+    let mut verdict = booted.counts;
     println!(
         "vm: {}: {} passed, {} failed, {} skipped ({:.0} s)",
-        kernel.release,
-        verdict.passed,
-        verdict.failed,
-        verdict.ignored,
-        started.elapsed().as_secs_f32()
+        kernel.release, verdict.passed, verdict.failed, verdict.ignored, booted.seconds
     );
+    if args.escape {
+        let (passed, failed, ignored) = crate::escape::counts(&booted.escape)?;
+        verdict.passed += passed;
+        verdict.failed += failed;
+        verdict.ignored += ignored;
+        println!(
+            "vm: {}: escape: {passed} closed or named, {failed} not, {ignored} not applicable",
+            kernel.release
+        );
+    }
     if verdict.failed > 0 {
         bail!("vm: {} tests failed on {}", verdict.failed, kernel.release);
     }
     Ok(verdict)
+}
+
+/// The lines of the lock file.
+pub(crate) fn lines() -> Result<Vec<String>> {
+    kernel::lines(&lock_file())
+}
+
+/// The escape suite alone, on one kernel.
+pub(crate) fn escape(name: Option<&str>, filter: Option<&str>, no_lsm: bool) -> Result<Escape> {
+    escape_with(&Programs::build(true)?, name, filter, no_lsm)
+}
+
+/// The same with programs that are built.
+pub(crate) fn escape_with(
+    programs: &Programs,
+    name: Option<&str>,
+    filter: Option<&str>,
+    no_lsm: bool,
+) -> Result<Escape> {
+    let kernel = kernel::ensure(&lock_file(), name, false)?;
+    let args = Args {
+        kernel: name.map(str::to_owned),
+        filter: filter.map(str::to_owned),
+        no_lsm,
+        ..Args::plain()
+    };
+    let sluice = shell::target_dir().join("debug/sluice");
+    let booted = boot(&kernel, &args, programs, &[], Some(&sluice))?;
+    println!(
+        "escape: {} ({}): {:.0} s",
+        kernel.name, kernel.release, booted.seconds
+    );
+    Ok(booted.escape)
+}
+
+fn lock_file() -> PathBuf {
+    shell::root().join("vm-tests/kernels.lock")
+}
+
+/// What one boot told.
+struct Booted {
+    counts: Counts,
+    escape: Escape,
+    seconds: f32,
+}
+
+fn boot(
+    kernel: &kernel::Kernel,
+    args: &Args,
+    programs: &Programs,
+    tests: &[PathBuf],
+    sluice: Option<&Path>,
+) -> Result<Booted> {
+    let initramfs = pack(programs, tests, sluice, &kernel.modules)?;
+    let nonce = nonce()?;
+    let machine = qemu::Machine {
+        kernel: &kernel.image,
+        initramfs: initramfs.path(),
+        append: append(args, programs.escape.as_ref(), &nonce),
+        timeout: Duration::from_secs(args.timeout),
+    };
+    println!(
+        "vm: booting {} ({}{})",
+        kernel.release,
+        machine.accelerator().name(),
+        if args.no_lsm {
+            ", without bpf in lsm="
+        } else {
+            ""
+        }
+    );
+    let started = Instant::now();
+    let ended = machine.boot()?;
+    let suites = tests.len() + usize::from(args.escape);
+    Ok(Booted {
+        counts: judge(&ended, suites, &nonce)?,
+        escape: told(&ended.serial),
+        seconds: started.elapsed().as_secs_f32(),
+    })
+}
+
+/// The suite's lines among the guest's.
+fn told(serial: &str) -> Escape {
+    let mut escape = Escape::default();
+    for line in serial.lines().map(str::trim_end) {
+        if let Some(json) = line.strip_prefix("ESCAPE ") {
+            escape.lines.push(json.to_owned());
+        } else if let Some(code) = line.strip_prefix("GUEST escape ended with ") {
+            escape.code = code.parse().ok();
+        }
+    }
+    escape
 }
 
 /// Something that no test can print by accident.
@@ -106,7 +202,7 @@ fn nonce() -> Result<String> {
         .to_owned())
 }
 
-fn append(args: &Args, nonce: &str) -> String {
+fn append(args: &Args, escape: Option<&[PathBuf; 2]>, nonce: &str) -> String {
     let lsm = if args.no_lsm { "" } else { ",bpf" };
     let mut line = format!(
         "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,apparmor{lsm} sluice.lsm={} sluice.nonce={nonce}",
@@ -114,6 +210,9 @@ fn append(args: &Args, nonce: &str) -> String {
     );
     if let Some(filter) = &args.filter {
         line.push_str(&format!(" sluice.filter={filter}"));
+    }
+    if let Some([suite, _]) = escape {
+        line.push_str(&format!(" sluice.escape={}", suite.display()));
     }
     line
 }
@@ -168,10 +267,27 @@ fn judge(ended: &qemu::Ended, binaries: usize, nonce: &str) -> Result<Counts> {
     }
 }
 
-/// The guest's first process.
-fn build_init() -> Result<PathBuf> {
-    shell::run(shell::cargo().args(["build", "--package", "vm-tests", "--bin", "guest-init"]))?;
-    Ok(shell::target_dir().join("debug/guest-init"))
+/// What every guest has: its first process, and the escape suite if it is wanted.
+pub(crate) struct Programs {
+    init: PathBuf,
+    /// The suite and its attacker.
+    escape: Option<[PathBuf; 2]>,
+}
+
+impl Programs {
+    pub(crate) fn build(escape: bool) -> Result<Programs> {
+        let mut build = shell::cargo();
+        build.args(["build", "--package=vm-tests", "--bins"]);
+        if escape {
+            build.arg("--package=agent-userspace");
+        }
+        shell::run(&mut build)?;
+        let built = |name: &str| shell::target_dir().join("debug").join(name);
+        Ok(Programs {
+            init: built("guest-init"),
+            escape: escape.then(|| ["escape", "escape-agent"].map(built)),
+        })
+    }
 }
 
 /// The kernel tests, and the `sluice` binary that they start.
@@ -207,8 +323,13 @@ fn build_tests() -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
     Ok((tests, sluice))
 }
 
-/// An initramfs with the tests, what they start, and the libraries that all of them load.
-fn pack(init: &Path, tests: &[PathBuf], sluice: Option<&Path>) -> Result<PathBuf> {
+/// An initramfs with the tests, what they start, the libraries that all of them load, and the kernel's modules.
+fn pack(
+    programs: &Programs,
+    tests: &[PathBuf],
+    sluice: Option<&Path>,
+    modules: &[PathBuf],
+) -> Result<tempfile::NamedTempFile> {
     let work = shell::target_dir().join("vm");
     std::fs::create_dir_all(&work)?;
     let mut archive = cpio::Archive::new();
@@ -218,24 +339,40 @@ fn pack(init: &Path, tests: &[PathBuf], sluice: Option<&Path>) -> Result<PathBuf
         archive.file(to, &stripped(from, &work)?, 0o755);
         Ok(())
     };
-    add(&mut archive, init, Path::new("/init"))?;
+    add(&mut archive, &programs.init, Path::new("/init"))?;
     for test in tests {
         let name = test.file_name().context("a test without a name")?;
         add(&mut archive, test, &Path::new("/tests").join(name))?;
     }
-    // Tests name the daemon by the path that cargo gave them.
-    if let Some(sluice) = sluice {
-        add(&mut archive, sluice, sluice)?;
+    // Programs name the daemon by the path that cargo gave it.
+    for program in sluice
+        .into_iter()
+        .chain(programs.escape.iter().flatten().map(PathBuf::as_path))
+    {
+        add(&mut archive, program, program)?;
     }
-    for tool in ["sh", "sleep", "true", "cat"] {
+    let tools: &[&str] = match programs.escape {
+        Some(_) => &["sh", "sleep", "true", "cat", "ip", "tc"],
+        None => &["sh", "sleep", "true", "cat"],
+    };
+    for tool in tools {
         let path = shell::which(tool).with_context(|| format!("{tool} is not in PATH"))?;
         add(&mut archive, &path, &Path::new("/bin").join(tool))?;
     }
     for library in libraries {
         archive.file(&library, &std::fs::read(&library)?, 0o755);
     }
-    let file = work.join("initramfs.cpio");
-    archive.write(&file)?;
+    for module in modules {
+        let name = module.file_name().context("a module without a name")?;
+        archive.file(
+            &Path::new("/modules").join(name),
+            &std::fs::read(module)?,
+            0o644,
+        );
+    }
+    // Of its own name: two machines may be made at once.
+    let file = tempfile::NamedTempFile::new_in(&work)?;
+    archive.write(file.path())?;
     Ok(file)
 }
 
@@ -251,15 +388,16 @@ fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
 
 /// The program without debug information: the guest's memory is small.
 fn stripped(program: &Path, work: &Path) -> Result<Vec<u8>> {
-    let out = work.join("stripped");
+    let out = tempfile::NamedTempFile::new_in(work)?;
+    let out = out.path();
     shell::capture(
         std::process::Command::new("strip")
             .arg("--strip-debug")
             .arg("-o")
-            .arg(&out)
+            .arg(out)
             .arg(program),
     )?;
-    std::fs::read(&out).with_context(|| format!("cannot read {}", out.display()))
+    std::fs::read(out).with_context(|| format!("cannot read {}", out.display()))
 }
 
 #[cfg(test)]

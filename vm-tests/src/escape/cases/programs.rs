@@ -33,7 +33,8 @@ pub(super) const CASES: &[Case] = &[
         Who::Root,
         detach,
     )
-    .open_without(&["lsm_bpf"]),
+    .open_without(&["lsm_bpf"])
+    .unmaking(),
     Case::new(
         "E125",
         "attaches programs of its own that allow",
@@ -56,9 +57,11 @@ pub(super) const CASES: &[Case] = &[
             send(order)
         },
     )
-    .open_without(&["lsm_bpf"]),
+    .open_without(&["lsm_bpf"])
+    .unmaking(),
     Case::new("E127", "wipes the maps", Class::Programs, Who::Root, wipe)
-        .open_without(&["lsm_bpf"]),
+        .open_without(&["lsm_bpf"])
+        .unmaking(),
     Case::new(
         "E128",
         "has the kernel start a program for a core dump",
