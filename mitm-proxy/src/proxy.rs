@@ -3,6 +3,7 @@
 //! INVARIANT: bundle and settings are replaced as a whole, so that a request sees one version of each at a time.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use audit::{AuditError, Ledger, RefusalFacts};
 use policies::{AgentId, Bundle, Reason, Tenant};
@@ -26,6 +27,9 @@ use crate::tls::verify::{RootsError, client_config};
 use crate::upstream::Upstream;
 use crate::workload::{Workload, Workloads};
 use crate::{accept, clock};
+
+/// How long a secret that was opened for a call stays open for the next ones: for this, and at most twice this.
+const OPEN_SECRETS: Duration = Duration::from_secs(60);
 
 /// Why the proxy cannot start, or cannot take new settings.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +141,7 @@ impl Proxy {
                     () = ended.cancelled() => {}
                     () = this.0.approvals.sweep() => {}
                     () = this.0.upstream.sweep(idle) => {}
+                    () = forget_secrets(&this.0.vault) => {}
                 }
             })
         };
@@ -324,6 +329,14 @@ impl Proxy {
         if let Err(error) = self.0.ledger.refused(facts).await {
             tracing::error!(%error, %reason, "a refusal could not be recorded");
         }
+    }
+}
+
+/// Wipes open secrets that no call may need any more, for as long as the proxy runs.
+async fn forget_secrets(vault: &Vault) {
+    loop {
+        tokio::time::sleep(OPEN_SECRETS).await;
+        vault.forget_older(OPEN_SECRETS);
     }
 }
 

@@ -1,5 +1,5 @@
 //! The forms in which a lent secret could come back: as it is, and as encoders write it.
-//! Made with each lending, for the scrubber of that one response.
+//! Made with the first lending of a version of it, shared by the scrubbers of all responses to calls that were lent it.
 //! INVARIANT: wiped on drop, like the secret itself.
 //!
 //! Base64 is cut to what the secret determines: inside a longer text up to four bits at either edge depend on the
@@ -7,11 +7,12 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use memchr::{memchr_iter, memmem};
+use memchr::memchr_iter;
 use policies::Auth;
 use zeroize::Zeroizing;
 
 use crate::error::MIN_SECRET;
+use crate::finder::Finder;
 use crate::secret::Secret;
 
 type Form = Zeroizing<Vec<u8>>;
@@ -25,9 +26,11 @@ const FORM: &[u8] = b"*-._";
 /// RFC 3986 unreserved and reserved, as `encodeURI` leaves them.
 const URI: &[u8] = b"!#$&'()*+,-./:;=?@[]_~";
 
-/// Every form of one secret, without duplicates.
-#[derive(Default)]
-pub(crate) struct Forms(Vec<Form>);
+/// Every form of one secret, without duplicates, ready to be looked for.
+pub(crate) struct Forms {
+    forms: Vec<Form>,
+    finder: Finder,
+}
 
 impl Forms {
     /// The forms of a secret that is lent as `auth` says.
@@ -49,30 +52,26 @@ impl Forms {
         }
         forms.sort_unstable_by(|one, other| one.as_slice().cmp(other.as_slice()));
         forms.dedup();
-        Forms(forms)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        let finder = Finder::new(&forms);
+        Forms { forms, finder }
     }
 
     /// Every place in `text` where a form stands, as (start, end); they may overlap.
     pub(crate) fn spans(&self, text: &[u8]) -> Vec<(usize, usize)> {
         let mut spans = Vec::new();
-        for form in &self.0 {
-            let finder = memmem::Finder::new(form.as_slice());
-            let mut from = 0;
-            while let Some(at) = text.get(from..).and_then(|rest| finder.find(rest)) {
-                spans.push((from + at, from + at + form.len()));
-                from += at + 1;
+        self.finder.candidates(text, |number, at| {
+            if let (Some(form), Some(rest)) = (self.forms.get(number), text.get(at..))
+                && rest.starts_with(form)
+            {
+                spans.push((at, at + form.len()));
             }
-        }
+        });
         spans
     }
 
     /// Where the longest tail of `text` begins that could become a form with the bytes to come; its length if there is none.
     pub(crate) fn open_tail(&self, text: &[u8]) -> usize {
-        let starts = self.0.iter().filter_map(|form| {
+        let starts = self.forms.iter().filter_map(|form| {
             let (first, rest) = form.split_first()?;
             let from = text.len().saturating_sub(rest.len());
             let window = text.get(from..)?;
@@ -84,7 +83,7 @@ impl Forms {
 
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.iter().map(|form| form.as_slice())
+        self.forms.iter().map(|form| form.as_slice())
     }
 }
 

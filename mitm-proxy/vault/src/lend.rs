@@ -77,13 +77,17 @@ impl Vault {
         if id.tenant != call.agent().tenant {
             return Err(LendFault::OtherTenant(id));
         }
-        let (secret, version) = self.current(&id)?;
-        inject(&mut head.headers, &mut head.uri, call.auth(), &secret)
-            .map_err(|why| LendFault::Unfit(id.clone(), why))?;
-        let scrubber = Scrubber::new(&secret, call.auth());
+        let current = self.current(&id)?;
+        inject(
+            &mut head.headers,
+            &mut head.uri,
+            call.auth(),
+            &current.secret,
+        )
+        .map_err(|why| LendFault::Unfit(id.clone(), why))?;
         Ok(Loan {
-            credential: Some((id, version)),
-            scrubber,
+            credential: Some((id, current.version)),
+            scrubber: Scrubber::new(current.forms(call.auth())),
         })
     }
 }

@@ -37,8 +37,10 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod finder;
 mod forms;
 mod inject;
+mod kept;
 mod lend;
 mod master;
 mod scrub;

@@ -7,21 +7,21 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use policies::Auth;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::forms::Forms;
-use crate::secret::Secret;
 
 const MASK: u8 = b'*';
 
 /// Replaces every form of one secret by as many asterisks. One per response.
 #[derive(Default)]
 pub struct Scrubber {
-    forms: Forms,
+    /// `None` where nothing was lent.
+    forms: Option<Arc<Forms>>,
     /// The end of what was pushed: could be the beginning of a form.
     held: Zeroizing<Vec<u8>>,
     /// How many bytes at the beginning of `held` belong to a form that began before it.
@@ -29,38 +29,43 @@ pub struct Scrubber {
 }
 
 impl Scrubber {
-    pub(crate) fn new(secret: &Secret, auth: &Auth) -> Scrubber {
+    pub(crate) fn new(forms: Arc<Forms>) -> Scrubber {
         Scrubber {
-            forms: Forms::of(secret, auth),
+            forms: Some(forms),
             ..Scrubber::default()
         }
     }
 
     /// Whether there is nothing to look for: nothing was lent.
     pub fn is_idle(&self) -> bool {
-        self.forms.is_empty()
+        self.forms.is_none()
     }
 
     /// The next chunk of the body. What comes out is the next part of the scrubbed body; it may be empty.
     pub fn push(&mut self, chunk: Bytes) -> Bytes {
-        if self.is_idle() || chunk.is_empty() {
+        let Some(forms) = self.forms.clone() else {
+            return chunk;
+        };
+        if chunk.is_empty() {
             return chunk;
         }
-        if self.held.is_empty()
-            && self.forms.open_tail(&chunk) == chunk.len()
-            && self.forms.spans(&chunk).is_empty()
-        {
-            return chunk;
-        }
-        let text = Zeroizing::new([self.held.as_slice(), &chunk].concat());
-        let cut = self.forms.open_tail(&text);
-        self.release(&text, cut)
+        let text = if self.held.is_empty() {
+            chunk
+        } else {
+            Bytes::from([self.held.as_slice(), &chunk].concat())
+        };
+        let cut = forms.open_tail(&text);
+        self.release(&forms, text, cut)
     }
 
     /// The end of the body: what was held back.
     pub fn finish(&mut self) -> Bytes {
-        let text = std::mem::take(&mut self.held);
-        self.release(&text, text.len())
+        let Some(forms) = self.forms.clone() else {
+            return Bytes::new();
+        };
+        let text = Bytes::copy_from_slice(&self.held);
+        let cut = text.len();
+        self.release(&forms, text, cut)
     }
 
     /// A header value or another text that is there as a whole.
@@ -81,36 +86,47 @@ impl Scrubber {
     }
 
     fn scrub_whole(&self, text: &[u8]) -> Option<Vec<u8>> {
-        let spans = self.forms.spans(text);
-        (!spans.is_empty()).then(|| masked(text, &spans))
+        let spans = self.forms.as_ref()?.spans(text);
+        (!spans.is_empty()).then(|| {
+            let mut clean = text.to_vec();
+            mask(&mut clean, &spans);
+            clean
+        })
     }
 
     /// Lets `text` up to `cut` go and holds the rest.
-    fn release(&mut self, text: &[u8], cut: usize) -> Bytes {
-        let mut spans = self.forms.spans(text);
+    fn release(&mut self, forms: &Forms, text: Bytes, cut: usize) -> Bytes {
+        let mut spans = forms.spans(&text);
+        self.held = Zeroizing::new(text.get(cut..).unwrap_or_default().to_vec());
+        if spans.is_empty() && self.masked == 0 {
+            // Nothing to hide: the bytes go on as they are.
+            return text.slice(..cut.min(text.len()));
+        }
         spans.push((0, self.masked));
-        let (free, rest) = text.split_at_checked(cut).unwrap_or((text, &[]));
-        // A form that begins in `rest` is found again with the next chunk; one that reaches into it is remembered.
+        // A form that begins in the rest is found again with the next chunk; one that reaches into it is remembered.
         let reach = spans
             .iter()
             .filter(|(start, _)| *start < cut)
             .map(|(_, end)| *end)
             .max();
         self.masked = reach.unwrap_or(self.masked).saturating_sub(cut);
-        self.held = Zeroizing::new(rest.to_vec());
-        masked(free, &spans).into()
+        let mut clean = text.get(..cut).unwrap_or_default().to_vec();
+        mask(&mut clean, &spans);
+        // The secret was in here; a piece of a larger buffer is its reader's.
+        if let Ok(mut text) = text.try_into_mut() {
+            text.as_mut().zeroize();
+        }
+        clean.into()
     }
 }
 
-fn masked(text: &[u8], spans: &[(usize, usize)]) -> Vec<u8> {
-    let mut clean = text.to_vec();
+fn mask(text: &mut [u8], spans: &[(usize, usize)]) {
     for (start, end) in spans {
-        let end = (*end).min(clean.len());
-        if let Some(span) = clean.get_mut(*start..end) {
+        let end = (*end).min(text.len());
+        if let Some(span) = text.get_mut(*start..end) {
             span.fill(MASK);
         }
     }
-    clean
 }
 
 impl fmt::Debug for Scrubber {

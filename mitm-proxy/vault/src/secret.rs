@@ -1,5 +1,5 @@
 //! A secret in memory: bytes that are wiped when they are no longer needed.
-//! Made when one is put or opened for a single lending; lives no longer than that.
+//! Made when one is put or opened; an open one is kept for the calls of about a minute (see `kept`).
 //! INVARIANT: no Clone, Display or Serialize; `Debug` shows nothing.
 
 use std::fmt;

@@ -5,6 +5,8 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use policies::{CredentialId, Tenant, Timestamp};
 use redb::backends::FileBackend;
@@ -15,6 +17,7 @@ use redb::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::{MAX_SECRET, MIN_SECRET, SealedError, VaultError};
+use crate::kept::{Kept, Opened};
 use crate::master::MasterKey;
 use crate::seal::{self, Label, Purpose};
 use crate::secret::Secret;
@@ -56,6 +59,7 @@ pub struct Listing {
 pub struct Vault {
     db: Database,
     master: MasterKey,
+    kept: Kept,
 }
 
 impl Vault {
@@ -69,6 +73,7 @@ impl Vault {
         let vault = Vault {
             db: open_database(path)?,
             master,
+            kept: Kept::default(),
         };
         vault.check_key(path)?;
         Ok(vault)
@@ -194,8 +199,17 @@ impl Vault {
         Ok(secret)
     }
 
-    /// The current secret of a credential, opened for one lending, and its version.
-    pub(crate) fn current(&self, id: &CredentialId) -> Result<(Secret, u32), VaultError> {
+    /// Wipes the open secrets that were opened longer ago than this. A later call opens its own anew.
+    pub fn forget_older(&self, than: Duration) {
+        self.kept.forget_older(than);
+    }
+
+    /// The current secret of a credential, and its version: kept open from call to call, until it changes.
+    pub(crate) fn current(&self, id: &CredentialId) -> Result<Arc<Opened>, VaultError> {
+        self.kept.get(id, || self.open_current(id))
+    }
+
+    fn open_current(&self, id: &CredentialId) -> Result<Opened, VaultError> {
         let place = id.to_string();
         let snapshot = self.db.begin_read().map_err(VaultError::database)?;
         let known = snapshot
@@ -213,11 +227,22 @@ impl Vault {
         let label = credential_label(id, listing.version);
         let secret =
             seal::open(&self.master, label, sealed.value()).map_err(|_| corrupt(&place))?;
-        Ok((secret, listing.version))
+        Ok(Opened::new(secret, listing.version))
     }
 
     /// Changes one credential in one durable transaction: its listing, and its secret (`None` removes it).
+    /// Whatever came of it, what is kept open of the credential is taken out before this returns.
     fn change(
+        &self,
+        id: &CredentialId,
+        decide: impl FnOnce(Option<Listing>) -> Result<(Listing, Option<Secret>), VaultError>,
+    ) -> Result<u32, VaultError> {
+        let changed = self.commit_change(id, decide);
+        self.kept.forget(id);
+        changed
+    }
+
+    fn commit_change(
         &self,
         id: &CredentialId,
         decide: impl FnOnce(Option<Listing>) -> Result<(Listing, Option<Secret>), VaultError>,

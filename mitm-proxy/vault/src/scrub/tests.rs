@@ -4,10 +4,13 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use policies::Auth;
+
 use super::*;
+use crate::secret::Secret;
 
 fn scrubber(secret: &[u8], auth: &Auth) -> Scrubber {
-    Scrubber::new(&Secret::new(secret.to_vec()), auth)
+    Scrubber::new(Arc::new(Forms::of(&Secret::new(secret.to_vec()), auth)))
 }
 
 fn scrub(secret: &[u8], chunks: &[&[u8]]) -> Vec<u8> {
