@@ -115,9 +115,6 @@ pub enum CommitFailure {
     /// The checkpoint could not be signed.
     #[error("checkpoint: {0}")]
     Sign(signed_note::NoteError),
-    /// The Merkle tree lacks a node it must have.
-    #[error("merkle tree: {0}")]
-    Tree(tlog_tiles::tlog::Error),
 }
 
 impl<E: Into<redb::Error>> From<E> for CommitFailure {

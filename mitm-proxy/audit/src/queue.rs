@@ -1,4 +1,4 @@
-//! What waits for a log's writer: records whose callers wait, bounded; outcomes, which nobody waits for.
+//! What waits for a log's writer: records whose callers wait, bounded; and those nobody waits for, outcomes above all.
 //! Between the async callers and the one writer thread of a log.
 //! INVARIANT: a full queue refuses new work. An outcome is never refused: its intent was admitted,
 //! and there is at most one outcome per admitted intent, so that their number is bounded too.
@@ -18,6 +18,9 @@ const MANY: usize = 64;
 
 /// How long that moment is.
 const GATHER: Duration = Duration::from_millis(1);
+
+/// How long a record that nobody waits for may wait for company: the next intent's commit takes it along for nothing.
+const UNHURRIED: Duration = Duration::from_millis(5);
 
 /// One record on its way into the log.
 pub(crate) struct Item {
@@ -63,7 +66,21 @@ struct State {
     items: Vec<Item>,
     /// How many of `items` have a caller that waits.
     awaited: usize,
+    /// The writer sleeps; whoever adds what it should know of wakes it.
+    idle: Idle,
     closed: bool,
+}
+
+/// What a sleeping writer is woken for.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Idle {
+    /// It does not sleep: it looks by itself before it sleeps again.
+    #[default]
+    Awake,
+    /// Anything: there is nothing in the queue.
+    Empty,
+    /// A caller that waits: what is in the queue is not urgent, and it wakes for that by itself.
+    Unhurried,
 }
 
 impl Queue {
@@ -85,8 +102,11 @@ impl Queue {
         }
         state.awaited += 1;
         state.items.push(item);
+        let asleep = std::mem::take(&mut state.idle) != Idle::Awake;
         drop(state);
-        self.ready.notify_one();
+        if asleep {
+            self.ready.notify_one();
+        }
         Ok(())
     }
 
@@ -102,32 +122,39 @@ impl Queue {
             approval: ApprovalWrite::None,
             reply: Reply::Nobody,
         });
+        let asleep = state.idle == Idle::Empty;
+        if asleep {
+            state.idle = Idle::Awake;
+        }
         drop(state);
-        self.ready.notify_one();
+        if asleep {
+            self.ready.notify_one();
+        }
     }
 
     /// Everything that waits, or after `patience` nothing; `None` when the queue is closed and empty.
     pub(crate) fn take(&self, patience: Option<Duration>) -> Option<Vec<Item>> {
         let mut state = self.lock();
         while state.items.is_empty() && !state.closed {
-            state = match patience {
-                None => self
-                    .ready
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(time) => {
-                    let waited = self.ready.wait_timeout(state, time);
-                    let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-                    if timeout.timed_out() && state.items.is_empty() && !state.closed {
-                        return Some(Vec::new());
-                    }
-                    state
-                }
-            };
+            state.idle = Idle::Empty;
+            let late;
+            (state, late) = self.sleep(state, patience);
+            if late && state.items.is_empty() && !state.closed {
+                return Some(Vec::new());
+            }
         }
-        if state.items.len() > MANY && !state.closed {
+        if state.awaited == 0 && !state.closed {
+            state.idle = Idle::Unhurried;
+            (state, _) = self.sleep(state, Some(UNHURRIED));
+        }
+        if !state.closed {
+            let many = state.items.len() > MANY;
             drop(state);
-            std::thread::sleep(GATHER);
+            // Whoever can run now adds to this commit first; with processors to spare this returns at once.
+            std::thread::yield_now();
+            if many {
+                std::thread::sleep(GATHER);
+            }
             state = self.lock();
         }
         if state.items.is_empty() {
@@ -135,6 +162,27 @@ impl Queue {
         }
         state.awaited = 0;
         Some(std::mem::take(&mut state.items))
+    }
+
+    /// Sleeps until woken or, if there is a time, until it has passed; then says true.
+    fn sleep<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        time: Option<Duration>,
+    ) -> (MutexGuard<'a, State>, bool) {
+        let (mut state, late) = match time {
+            None => {
+                let woken = self.ready.wait(state);
+                (woken.unwrap_or_else(PoisonError::into_inner), false)
+            }
+            Some(time) => {
+                let woken = self.ready.wait_timeout(state, time);
+                let (state, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
+                (state, timeout.timed_out())
+            }
+        };
+        state.idle = Idle::Awake;
+        (state, late)
     }
 
     /// Refuses everything from now on; what waits is still taken.

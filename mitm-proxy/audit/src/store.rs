@@ -9,7 +9,7 @@ use redb::{
     Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
     ReadableTableMetadata, Table, TableDefinition, TableError, WriteTransaction,
 };
-use tlog_tiles::tlog::{Hash, stored_hash_index, stored_hashes_for_record_hash, tree_hash};
+use tlog_tiles::tlog::{Hash, stored_hash_index};
 
 use crate::checkpoint;
 use crate::draft;
@@ -17,7 +17,7 @@ use crate::error::{AuditError, CommitFailure};
 use crate::key::LogKey;
 use crate::queue::{ApprovalWrite, Item, Reply};
 use crate::record::{Kind, MAX_RECORD, Record};
-use crate::tree::{self, NO_LEAF, Nodes};
+use crate::tree::{self, Frontier, NO_LEAF, Nodes};
 
 /// index -> the record's bytes.
 pub(crate) const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
@@ -35,10 +35,10 @@ pub(crate) const FORMAT: &str = "sluice-audit-1";
 /// How long a closed approval is kept beside the log, in which it stays for good.
 const KEEP_APPROVALS: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
 
-/// Where the log ends.
-#[derive(Clone, Copy, Debug)]
+/// Where the log ends: all that is needed to append to it without reading it.
+#[derive(Clone, Debug)]
 pub(crate) struct Head {
-    pub(crate) size: u64,
+    tree: Frontier,
     /// Leaf hash of the last record.
     last: Digest,
 }
@@ -62,11 +62,12 @@ pub(crate) fn commit(
     transaction.set_durability(Durability::Immediate)?;
     let mut placed = Vec::with_capacity(items.len());
     {
+        let new = head.tree.size() == 0;
         let mut tables = Tables::open(&transaction)?;
         for item in items {
             placed.push(tables.append(&mut head, item)?);
         }
-        tables.seal(key, tenant, head.size)?;
+        tables.seal(key, tenant, &head.tree, new)?;
     }
     transaction.commit()?;
     Ok((head, placed))
@@ -78,6 +79,8 @@ struct Tables<'txn> {
     open: Table<'txn, u64, ()>,
     approvals: Table<'txn, &'static str, &'static [u8]>,
     meta: Table<'txn, &'static str, &'static [u8]>,
+    /// The line that is being written; kept for its room.
+    line: Vec<u8>,
 }
 
 impl<'txn> Tables<'txn> {
@@ -88,6 +91,7 @@ impl<'txn> Tables<'txn> {
             open: transaction.open_table(OPEN)?,
             approvals: transaction.open_table(APPROVALS)?,
             meta: transaction.open_table(META)?,
+            line: Vec::with_capacity(1024),
         })
     }
 
@@ -108,16 +112,23 @@ impl<'txn> Tables<'txn> {
             return Ok(Ok(None));
         }
 
-        (record.index, record.prev) = (head.size, head.last);
-        let line = serde_json::to_vec(record).map_err(CommitFailure::Serialise)?;
-        if line.len() > MAX_RECORD {
-            return Ok(Err(AuditError::RecordTooLarge(line.len())));
+        let index = head.tree.size();
+        (record.index, record.prev) = (index, head.last);
+        self.line.clear();
+        serde_json::to_writer(&mut self.line, record).map_err(CommitFailure::Serialise)?;
+        if self.line.len() > MAX_RECORD {
+            return Ok(Err(AuditError::RecordTooLarge(self.line.len())));
         }
-        let leaf = tree::leaf(&line);
-        self.records.insert(head.size, line.as_slice())?;
-        self.add_nodes(head.size, leaf)?;
+        let leaf = tree::leaf(&self.line);
+        self.records.insert(index, self.line.as_slice())?;
+        let mut place = stored_hash_index(0, index);
+        head.tree.grow(leaf, |node| {
+            self.nodes.insert(place, &node.0)?;
+            place += 1;
+            Ok::<(), CommitFailure>(())
+        })?;
         match (record.kind, record.intent) {
-            (Kind::Intent, _) => drop(self.open.insert(head.size, ())?),
+            (Kind::Intent, _) => drop(self.open.insert(index, ())?),
             (Kind::Outcome, Some(intent)) => drop(self.open.remove(intent)?),
             _ => {}
         }
@@ -126,11 +137,8 @@ impl<'txn> Tables<'txn> {
             self.approvals
                 .insert(approval.id.to_string().as_str(), json.as_slice())?;
         }
-        *head = Head {
-            size: head.size + 1,
-            last: leaf,
-        };
-        Ok(Ok(Some(record.index)))
+        head.last = leaf;
+        Ok(Ok(Some(index)))
     }
 
     /// The approval as it must be stored with the record; refused where the stored one is closed.
@@ -163,20 +171,19 @@ impl<'txn> Tables<'txn> {
         })
     }
 
-    fn add_nodes(&mut self, index: u64, leaf: Digest) -> Result<(), CommitFailure> {
-        let nodes = stored_hashes_for_record_hash(index, Hash(leaf.0), &Nodes(&self.nodes))
-            .map_err(CommitFailure::Tree)?;
-        for (place, node) in (stored_hash_index(0, index)..).zip(nodes) {
-            self.nodes.insert(place, &node.0)?;
+    fn seal(
+        &mut self,
+        key: &LogKey,
+        tenant: &Tenant,
+        tree: &Frontier,
+        new: bool,
+    ) -> Result<(), CommitFailure> {
+        let root = Hash(tree.root().0);
+        let note = checkpoint::seal(key, tenant.as_str(), tree.size(), root)
+            .map_err(CommitFailure::Sign)?;
+        if new {
+            self.meta.insert("format", FORMAT.as_bytes())?;
         }
-        Ok(())
-    }
-
-    fn seal(&mut self, key: &LogKey, tenant: &Tenant, size: u64) -> Result<(), CommitFailure> {
-        let root = tree_hash(size, &Nodes(&self.nodes)).map_err(CommitFailure::Tree)?;
-        let note =
-            checkpoint::seal(key, tenant.as_str(), size, root).map_err(CommitFailure::Sign)?;
-        self.meta.insert("format", FORMAT.as_bytes())?;
         self.meta.insert("checkpoint", note.as_slice())?;
         Ok(())
     }
@@ -216,7 +223,7 @@ pub(crate) fn recover(
     let snapshot = db.begin_read().map_err(CommitFailure::from)?;
     let Some(head) = check(&snapshot, key, tenant)? else {
         let empty = Head {
-            size: 0,
+            tree: Frontier::default(),
             last: NO_LEAF,
         };
         return Ok(commit(db, key, tenant, empty, &mut [])?.0);
@@ -269,18 +276,15 @@ fn check(
         ));
     }
     let nodes = snapshot.open_table(NODES).map_err(CommitFailure::from)?;
-    let root = tree_hash(signed.size, &Nodes(&nodes))
+    let tree = Frontier::read(signed.size, &Nodes(&nodes))
         .map_err(|_| Unusable::Corrupt("nodes of the tree are missing"))?;
-    if root.0 != signed.root.0 {
+    if tree.root() != signed.root {
         return Err(Unusable::Corrupt(
             "the root of the tree is not the checkpoint's",
         ));
     }
     let last = last_leaf(&records, &nodes, signed.size)?;
-    Ok(Some(Head {
-        size: signed.size,
-        last,
-    }))
+    Ok(Some(Head { tree, last }))
 }
 
 fn last_leaf(

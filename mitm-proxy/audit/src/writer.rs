@@ -105,7 +105,8 @@ impl Writer {
         let Some(db) = db.as_ref() else {
             return Err(redb::Error::DatabaseClosed.into());
         };
-        let (head, placed) = store::commit(db, &self.key, &shared.tenant, self.head, items)?;
+        let (head, placed) =
+            store::commit(db, &self.key, &shared.tenant, self.head.clone(), items)?;
         self.head = head;
         Ok(placed)
     }
