@@ -8,6 +8,7 @@ use cedar_policy::entities_errors::EntitiesError;
 use cedar_policy::{Entities, Entity, EntityAttrEvaluationError, EntityUid, RestrictedExpression};
 
 use super::names;
+use super::slice::Narrowed;
 use crate::{
     Agent, AgentId, CapabilityId, Catalogue, Connection, ConnectionName, Group, Risk, Stage,
 };
@@ -30,6 +31,8 @@ pub(super) struct Subject {
     pub(super) stage: Stage,
     pub(super) connections: HashMap<ConnectionName, EntityUid>,
     pub(super) entities: Entities,
+    /// What `slice` keeps of the policies that can match this agent.
+    pub(super) narrowed: Narrowed,
 }
 
 impl Subject {
@@ -77,6 +80,7 @@ impl Subject {
             stage,
             connections,
             entities,
+            narrowed: Narrowed::default(),
         })
     }
 }

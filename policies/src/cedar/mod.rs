@@ -187,7 +187,8 @@ impl Engine {
             self.slices.action(call.capability()),
         ) {
             (Some(subject), Some(action)) => {
-                self.two_passes(subject, action, &action.policies, call, now, approvals)
+                let policies = action.policies_for(call.capability(), subject);
+                self.two_passes(subject, action, &policies, call, now, approvals)
             }
             _ => Outcome::Deny {
                 reason: Reason::PolicyError,

@@ -1,12 +1,14 @@
-//! Policies per action: at load, each capability gets the set of those whose scope can match it.
+//! Policies per action and agent: at load, each capability gets the set of those whose action scope can match it; at the first call
+//! of an agent, that set is narrowed to those whose principal scope can match the agent.
 //! Evaluation is linear in the policies it sees, so this is what keeps a decision's cost flat as policies grow.
-//! INVARIANT: a policy is left out only where its action scope names actions and groups and none is this one's; unsure is in.
+//! INVARIANT: a policy is left out only where a scope of it names others, and none is this agent's or this action's; unsure is in.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use cedar_policy::{ActionConstraint, EntityUid, PolicySet};
+use cedar_policy::{ActionConstraint, EntityUid, Policy, PolicySet, PrincipalConstraint};
 
+use super::entities::Subject;
 use super::names;
 use super::rules::Rule;
 use crate::{Capability, CapabilityId, Catalogue, Diagnostics};
@@ -62,6 +64,62 @@ impl Slices {
 
     pub(super) fn action(&self, capability: &CapabilityId) -> Option<&Action> {
         self.actions.get(capability)
+    }
+}
+
+/// One agent's policies by capability, as far as it has called them. Nothing that decides: what is missing is made again, the same.
+#[derive(Debug, Default)]
+pub(super) struct Narrowed(RwLock<HashMap<CapabilityId, Arc<PolicySet>>>);
+
+impl Action {
+    /// The policies of this action that can match this agent.
+    pub(super) fn policies_for(
+        &self,
+        capability: &CapabilityId,
+        subject: &Subject,
+    ) -> Arc<PolicySet> {
+        let known = &subject.narrowed.0;
+        if let Some(set) = known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(capability)
+        {
+            return Arc::clone(set);
+        }
+        let set = self.narrowed(subject);
+        known
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(capability.clone(), Arc::clone(&set));
+        set
+    }
+
+    fn narrowed(&self, subject: &Subject) -> Arc<PolicySet> {
+        let matching = |policy: &&Policy| can_be(&policy.principal_constraint(), subject);
+        if self.policies.policies().all(|policy| matching(&policy)) {
+            return Arc::clone(&self.policies);
+        }
+        let mut set = PolicySet::new();
+        for policy in self.policies.policies().filter(matching) {
+            // They stood in one set before, so their ids are unique; if one did not fit, the whole set would serve.
+            if set.add(policy.clone()).is_err() {
+                return Arc::clone(&self.policies);
+            }
+        }
+        Arc::new(set)
+    }
+}
+
+/// Whether a principal scope can match this agent. Its groups, stage and tenant are its ancestors.
+fn can_be(scope: &PrincipalConstraint, subject: &Subject) -> bool {
+    let is = |uid: &EntityUid| *uid == subject.uid;
+    let within = |uid: &EntityUid| is(uid) || subject.entities.is_ancestor_of(uid, &subject.uid);
+    match scope {
+        PrincipalConstraint::Any => true,
+        PrincipalConstraint::Eq(one) => is(one),
+        PrincipalConstraint::In(group) => within(group),
+        PrincipalConstraint::Is(kind) => kind == subject.uid.type_name(),
+        PrincipalConstraint::IsIn(kind, group) => kind == subject.uid.type_name() && within(group),
     }
 }
 
@@ -123,18 +181,28 @@ mod tests {
         "when { context.now > 1000 }",
     ];
 
-    /// Policies of every mixture of effect, scope, condition and approval.
+    const PRINCIPALS: [&str; 7] = [
+        "principal",
+        "principal == Agent::\"acme/support\"",
+        "principal == Agent::\"acme/other\"",
+        "principal in Stage::\"draft\"",
+        "principal in Tenant::\"acme\"",
+        "principal in Tenant::\"umbrella\"",
+        "principal is Agent in Group::\"pilots\"",
+    ];
+
+    /// Policies of every mixture of effect, scopes, condition and approval.
     fn policies() -> impl Strategy<Value = String> {
         let one = (
             any::<bool>(),
-            0..SCOPES.len(),
+            (0..PRINCIPALS.len(), 0..SCOPES.len()),
             0..CONDITIONS.len(),
             any::<bool>(),
         );
         prop::collection::vec(one, 0..12).prop_map(|ones| {
-            let text = |(number, (permit, scope, condition, approval)): (
+            let text = |(number, (permit, (principal, scope), condition, approval)): (
                 usize,
-                (bool, usize, usize, bool),
+                (bool, (usize, usize), usize, bool),
             )| {
                 let effect = if permit { "permit" } else { "forbid" };
                 let (ask, lift) = match approval && !permit {
@@ -145,8 +213,8 @@ mod tests {
                     false => ("", ""),
                 };
                 format!(
-                    "@id(\"p{number}\") {ask} {effect} (principal, {}, resource) {} {lift};\n",
-                    SCOPES[scope], CONDITIONS[condition]
+                    "@id(\"p{number}\") {ask} {effect} ({}, {}, resource) {} {lift};\n",
+                    PRINCIPALS[principal], SCOPES[scope], CONDITIONS[condition]
                 )
             };
             ones.into_iter().enumerate().map(text).collect()
@@ -230,6 +298,38 @@ mod tests {
                 prop_assert_eq!(sliced, whole, "{} under\n{}", capability.id(), policies);
             }
         }
+    }
+
+    #[test]
+    fn a_narrowed_slice_leaves_out_what_is_for_other_agents() {
+        let policies = "@id(\"mine\") forbid (principal == Agent::\"acme/support\", action, resource);\n\
+                        @id(\"tenant\") forbid (principal in Tenant::\"acme\", action, resource);\n\
+                        @id(\"stage\") forbid (principal in Stage::\"read\", action, resource);\n\
+                        @id(\"agents\") forbid (principal is Agent, action, resource);\n\
+                        @id(\"other\") forbid (principal == Agent::\"acme/other\", action, resource);\n\
+                        @id(\"others\") forbid (principal in Tenant::\"umbrella\", action, resource);\n\
+                        @id(\"higher\") forbid (principal in Stage::\"autonomous\", action, resource);";
+        let bundle = bundle(Stage::Write, policies);
+        let engine = bundle.engine();
+        let capability = "desk/tickets.read".parse().unwrap();
+        let subject = &engine.subjects[bundle.agents().next().unwrap().id()];
+        let action = engine.slices.action(&capability).unwrap();
+        let narrowed = action.policies_for(&capability, subject);
+        let kept = |set: &PolicySet| {
+            let ids = [
+                "mine", "tenant", "stage", "agents", "other", "others", "higher",
+            ];
+            ids.into_iter()
+                .filter(|id| set.policy(&cedar_policy::PolicyId::new(id)).is_some())
+                .collect::<Vec<_>>()
+        };
+        // Positive control: the slice of the action has them all.
+        assert_eq!(kept(&action.policies).len(), 7);
+        assert_eq!(kept(&narrowed), ["mine", "tenant", "stage", "agents"]);
+        assert!(Arc::ptr_eq(
+            &narrowed,
+            &action.policies_for(&capability, subject)
+        ));
     }
 
     #[test]
