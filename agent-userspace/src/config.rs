@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 pub use accounts::{Accounts, ProcessFacts};
 pub use duration::parse_duration;
 pub use settings::{
-    Approvals, Config, Control, Enforcement, Launch, Metrics, Names, Proxy, UidRange, Vault,
+    Approvals, Audit, Config, Control, Enforcement, Launch, Metrics, Names, Proxy, UidRange, Vault,
 };
 pub use snapshot::{Snapshot, TextFile, read_one, read_toml_files};
 pub use state::{

@@ -54,6 +54,7 @@ pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
     let bundle = Bundle::load(&snapshot.sources())?;
     let vault = Arc::new(open_vault(&paths, master)?);
     let ledger = open_ledger(&paths, Some(Arc::clone(&metrics)))?;
+    ledger.set_reads(config.audit.reads);
     let disabled = read_disabled(&paths).map_err(|source| StartError::Disabled {
         path: paths.disabled_file(),
         source,
@@ -302,6 +303,7 @@ fn take(shared: &Shared, snapshot: &Snapshot) -> Result<Ready, Diagnostics> {
         .replace_settings(settings)
         .map_err(|error| whole(shared, error.to_string()))?;
     shared.proxy.replace_bundle(bundle);
+    shared.ledger.set_reads(config.audit.reads);
     shared.write(|live| {
         live.config = Arc::new(config);
         live.accounts = Arc::new(snapshot.accounts().clone());

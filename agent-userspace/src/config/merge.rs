@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use audit::Reads;
 use policies::{Approver, Diagnostic, Diagnostics, Endpoint, Group, Source};
 use serde::Deserialize;
 use toml::Spanned;
@@ -37,6 +38,7 @@ pub(super) fn merge(dir: &Path, files: &[TextFile]) -> Result<Config, Diagnostic
 #[serde(deny_unknown_fields, default)]
 struct Document {
     approvals: ApprovalsTable,
+    audit: AuditTable,
     control: ControlTable,
     enforcement: EnforcementTable,
     launch: LaunchTable,
@@ -51,6 +53,12 @@ struct Document {
 struct ApprovalsTable {
     hold: Option<Spanned<String>>,
     groups: BTreeMap<Spanned<String>, Vec<Spanned<String>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AuditTable {
+    reads: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -110,6 +118,9 @@ impl Merge<'_> {
     fn lay(&mut self, place: &Source, document: Document) {
         self.lay_approvals(place, document.approvals);
         self.lay_proxy(place, document.proxy);
+        if let Some(reads) = self.parsed(place, "audit.reads", document.audit.reads, reads) {
+            self.config.audit.reads = reads;
+        }
         if let Some(group) = self.once(place, "control.group", document.control.group) {
             self.config.control.group = Some(group.into_inner());
         }
@@ -238,6 +249,14 @@ impl Merge<'_> {
 fn named<T: FromStr<Err: std::fmt::Display>>(text: &str, what: &str) -> Result<T, String> {
     text.parse()
         .map_err(|error| format!("`{text}` is not a name for an {what}: {error}"))
+}
+
+fn reads(text: &str) -> Result<Reads, String> {
+    match text {
+        "durable" => Ok(Reads::Durable),
+        "grouped" => Ok(Reads::Grouped),
+        _ => Err(format!("`{text}` is neither \"durable\" nor \"grouped\"")),
+    }
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, String> {

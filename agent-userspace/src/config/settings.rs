@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use audit::Reads;
 use policies::{Approver, Endpoint, Group};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// `[approvals]`
     pub approvals: Approvals,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[control]`
     pub control: Control,
     /// `[enforcement]`
@@ -87,6 +90,13 @@ impl Default for Approvals {
             groups: BTreeMap::new(),
         }
     }
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Audit {
+    /// When a call that only reads may leave: when its intent is on disk, or when it is queued.
+    pub reads: Reads,
 }
 
 /// `[control]`

@@ -266,6 +266,21 @@ fn add_digests(
     record.response_digest = response.map(salted);
 }
 
+/// Whether the record of this permit is sure to be smaller than [`crate::record::MAX_RECORD`], so that it is never refused for
+/// its size: every byte could become six when it is escaped, and all other texts together are bounded.
+pub(crate) fn is_small(permit: &Permit) -> bool {
+    fn size(value: &Value) -> usize {
+        match value {
+            Value::Bool(_) | Value::Integer(_) => 20,
+            Value::Text(text) => text.len(),
+            Value::List(values) => values.iter().map(|value| 4 + size(value)).sum(),
+        }
+    }
+    let params = permit.call().params().iter();
+    let sizes = params.map(|(name, value)| 8 + name.len() + size(value));
+    sizes.sum::<usize>() <= MAX_TEXT && permit.policies().len() <= 64
+}
+
 fn params(params: &BTreeMap<String, Value>) -> Option<BTreeMap<String, Value>> {
     (!params.is_empty()).then(|| params.clone())
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use policies::{Approval, Permit, Tenant};
 
 use crate::draft;
 use crate::error::{AuditError, OpenError};
-use crate::evidence::{Owed, Recorded};
+use crate::evidence::{Owed, ReadPermit, Recorded, Sorted};
 use crate::export;
 use crate::facts::{ApprovalEvent, HostEvent, IntentFacts, Outcome, RefusalFacts};
 use crate::files;
@@ -21,7 +22,8 @@ use crate::key::LogKey;
 use crate::log::{self, Log, Opener};
 use crate::proof::{self, Consistency, Inclusion};
 use crate::query::{self, Entry, Query};
-use crate::queue::ApprovalWrite;
+use crate::queue::{ApprovalWrite, NotQueued};
+use crate::record::Record;
 use crate::store;
 
 const HOST: &str = "host";
@@ -50,6 +52,16 @@ pub struct Options {
     pub on_commit: OnCommit,
 }
 
+/// When a call whose risk classes are all `read` may leave.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Reads {
+    /// When its intent is on disk, like every other call.
+    #[default]
+    Durable,
+    /// When its intent is queued; intents of reads share commits, and a crash may lose those of the last milliseconds.
+    Grouped,
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options {
@@ -68,6 +80,8 @@ struct Inner {
     dir: PathBuf,
     options: Options,
     key: Arc<LogKey>,
+    /// Whether reads are [`Reads::Grouped`].
+    grouped: AtomicBool,
     logs: RwLock<BTreeMap<Tenant, Arc<Log>>>,
 }
 
@@ -87,6 +101,7 @@ impl Ledger {
             dir: dir.to_owned(),
             options,
             key: Arc::new(key),
+            grouped: AtomicBool::new(false),
             logs: RwLock::default(),
         };
         for tenant in tenants.iter().chain([&Ledger::host_tenant()]) {
@@ -102,7 +117,14 @@ impl Ledger {
         HOST.parse().expect("\"host\" is a name")
     }
 
-    /// Records that a permitted call is about to leave; durable when it returns.
+    /// Says when the calls from now on may leave that only read. Durably, unless this was called.
+    pub fn set_reads(&self, reads: Reads) {
+        self.0
+            .grouped
+            .store(reads == Reads::Grouped, Ordering::Relaxed);
+    }
+
+    /// Records that a permitted call is about to leave; durable when it returns, but for a read under [`Reads::Grouped`].
     /// If the permit used an approval, the approval becomes `Used` in the same transaction.
     ///
     /// # Errors
@@ -110,12 +132,20 @@ impl Ledger {
     /// the intent was written after all, its outcome is recorded as `aborted`.
     pub async fn intent(&self, permit: Permit, facts: IntentFacts) -> Result<Recorded, AuditError> {
         let record = draft::intent(&permit, facts)?;
+        let log = self.agents_log(&record.tenant).await?;
+        let (permit, record) = if self.0.grouped.load(Ordering::Relaxed) {
+            match queued(&log, permit, record)? {
+                Queued::Yes(recorded) => return Ok(recorded),
+                Queued::No(permit, record) => (permit, *record),
+            }
+        } else {
+            (permit, record)
+        };
         let approval = permit
             .approval()
             .map_or(ApprovalWrite::None, |id| ApprovalWrite::Use(*id));
-        let log = self.agents_log(&record.tenant).await?;
         let owed = log.intent(record, approval).await?;
-        Ok(Recorded::new(permit, owed))
+        Ok(Recorded::durable(permit, owed))
     }
 
     /// Records how a call ended. Queued, not waited for; after a failed commit it is tried again.
@@ -293,6 +323,27 @@ impl Ledger {
     fn all(&self) -> Vec<Arc<Log>> {
         let logs = self.0.logs.read().unwrap_or_else(PoisonError::into_inner);
         logs.values().cloned().collect()
+    }
+}
+
+/// Whether an intent was queued, or its call must wait.
+enum Queued {
+    Yes(Recorded),
+    No(Permit, Box<Record>),
+}
+
+/// Queues the intent of a call that only reads. Whatever else it is, too large perhaps, or the last commit failed: it must wait.
+fn queued(log: &Log, permit: Permit, record: Record) -> Result<Queued, AuditError> {
+    let small = draft::is_small(&permit);
+    let permit = match ReadPermit::sort(permit) {
+        Sorted::Read(permit) if small => permit,
+        Sorted::Read(permit) => return Ok(Queued::No(permit.into_permit(), Box::new(record))),
+        Sorted::Other(permit) => return Ok(Queued::No(permit, Box::new(record))),
+    };
+    match log.queued_intent(record) {
+        Ok(owed) => Ok(Queued::Yes(Recorded::queued(permit, owed))),
+        Err(NotQueued::MustWait(record)) => Ok(Queued::No(permit.into_permit(), record)),
+        Err(NotQueued::Refused(error)) => Err(error),
     }
 }
 

@@ -31,7 +31,9 @@
 //! ```
 //! and the debt of an outcome cannot be invented either:
 //! ```compile_fail,E0451
-//! let _ = audit::Owed { index: 0, debt: None };
+//! # fn invent(owed: audit::Owed) {
+//! let _ = audit::Owed { debt: None, ..owed };
+//! # }
 //! ```
 //! The positive control, that the same names are usable as meant:
 //! ```
@@ -62,10 +64,10 @@ mod verify;
 mod writer;
 
 pub use error::{AuditError, CommitFailure, OpenError};
-pub use evidence::{Owed, Recorded};
+pub use evidence::{Guarantee, Owed, Recorded};
 pub use facts::{ApprovalEvent, HostEvent, IntentFacts, Outcome, RefusalFacts, WorkloadFacts};
 pub use key::{VerifierKey, VerifierKeyError};
-pub use ledger::{CommitStats, Ledger, OnCommit, Options};
+pub use ledger::{CommitStats, Ledger, OnCommit, Options, Reads};
 pub use proof::{
     Consistency, Inclusion, ProofError, verify_checkpoint, verify_consistency, verify_inclusion,
 };

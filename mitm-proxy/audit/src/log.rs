@@ -13,10 +13,10 @@ use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::oneshot;
 
 use crate::error::{AuditError, OpenError};
-use crate::evidence::Owed;
+use crate::evidence::{DurablyOwed, Owed, Ticket};
 use crate::key::LogKey;
 use crate::ledger::OnCommit;
-use crate::queue::{ApprovalWrite, Item, Queue, Reply};
+use crate::queue::{ApprovalWrite, Item, NotQueued, Queue, Reply};
 use crate::record::Record;
 use crate::store::{self, FORMAT, Head, Unusable};
 use crate::writer::Writer;
@@ -99,7 +99,7 @@ impl Log {
         &self,
         record: Record,
         approval: ApprovalWrite,
-    ) -> Result<Owed, AuditError> {
+    ) -> Result<DurablyOwed, AuditError> {
         let (caller, answer) = oneshot::channel();
         self.shared.queue.push(Item {
             record,
@@ -107,6 +107,14 @@ impl Log {
             reply: Reply::Intent(caller),
         })?;
         answer.await.map_err(|_| AuditError::Closed)?
+    }
+
+    /// Queues the intent and takes on the debt of its outcome at once. For reads only.
+    pub(crate) fn queued_intent(&self, record: Record) -> Result<Owed, NotQueued> {
+        let ticket = Ticket::new();
+        let template = record.outcome(None, record.at);
+        self.shared.queue.push_queued(record, ticket.clone())?;
+        Ok(Owed::queued(self.shared.clone(), ticket, template))
     }
 }
 

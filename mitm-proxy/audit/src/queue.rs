@@ -10,7 +10,7 @@ use policies::{Approval, ApprovalId};
 use tokio::sync::oneshot;
 
 use crate::error::AuditError;
-use crate::evidence::Owed;
+use crate::evidence::{DurablyOwed, Ticket};
 use crate::record::Record;
 
 /// Above this many waiting records the writer waits a moment longer, since one flush for more of them is cheaper.
@@ -40,8 +40,9 @@ pub(crate) enum ApprovalWrite {
 pub(crate) enum Reply {
     Index(oneshot::Sender<Result<u64, AuditError>>),
     /// The `Owed` itself travels: if the caller went away meanwhile, dropping it records `aborted`.
-    Intent(oneshot::Sender<Result<Owed, AuditError>>),
-    Nobody,
+    Intent(oneshot::Sender<Result<DurablyOwed, AuditError>>),
+    /// Nobody waits. For an intent, and for its outcome: the intent was queued, and its index is known when it is written.
+    Nobody(Option<Ticket>),
 }
 
 impl Reply {
@@ -50,9 +51,17 @@ impl Reply {
         match self {
             Reply::Index(caller) => drop(caller.send(Err(error))),
             Reply::Intent(caller) => drop(caller.send(Err(error))),
-            Reply::Nobody => {}
+            Reply::Nobody(_) => {}
         }
     }
+}
+
+/// Why an intent was not queued.
+pub(crate) enum NotQueued {
+    /// The log is not well: the call must wait for its intent to be durable.
+    MustWait(Box<Record>),
+    /// The call must be refused.
+    Refused(AuditError),
 }
 
 pub(crate) struct Queue {
@@ -66,6 +75,10 @@ struct State {
     items: Vec<Item>,
     /// How many of `items` have a caller that waits.
     awaited: usize,
+    /// How many of `items` are queued intents.
+    queued: usize,
+    /// The last commit failed: nothing leaves any more while its intent is only queued.
+    failing: bool,
     /// The writer sleeps; whoever adds what it should know of wakes it.
     idle: Idle,
     closed: bool,
@@ -97,7 +110,7 @@ impl Queue {
         if state.closed {
             return Err(AuditError::Closed);
         }
-        if state.awaited >= self.limit {
+        if state.awaited + state.queued >= self.limit {
             return Err(AuditError::Overloaded);
         }
         state.awaited += 1;
@@ -110,17 +123,49 @@ impl Queue {
         Ok(())
     }
 
-    /// Queues an outcome. In a closed log it is lost, and the next start records it as `unknown`.
-    pub(crate) fn push_outcome(&self, record: Record) {
+    /// Queues an intent whose call does not wait for it. Gives it back where the last commit failed: this call must wait.
+    pub(crate) fn push_queued(&self, record: Record, ticket: Ticket) -> Result<(), NotQueued> {
         let mut state = self.lock();
+        if state.closed {
+            return Err(NotQueued::Refused(AuditError::Closed));
+        }
+        if state.failing {
+            return Err(NotQueued::MustWait(Box::new(record)));
+        }
+        if state.awaited + state.queued >= self.limit {
+            return Err(NotQueued::Refused(AuditError::Overloaded));
+        }
+        state.queued += 1;
+        self.push_unhurried(state, record, Some(ticket));
+        Ok(())
+    }
+
+    /// Queues an outcome. In a closed log it is lost, and the next start records it as `unknown`.
+    /// With a ticket, the index of its intent is filled in when it is written.
+    pub(crate) fn push_outcome(&self, record: Record, ticket: Option<Ticket>) {
+        let state = self.lock();
         if state.closed {
             tracing::warn!(tenant = %record.tenant, intent = record.intent, "outcome after the audit log was closed");
             return;
         }
+        self.push_unhurried(state, record, ticket);
+    }
+
+    /// The writer says how its last commit went.
+    pub(crate) fn set_failing(&self, failing: bool) {
+        self.lock().failing = failing;
+    }
+
+    fn push_unhurried(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        record: Record,
+        ticket: Option<Ticket>,
+    ) {
         state.items.push(Item {
             record,
             approval: ApprovalWrite::None,
-            reply: Reply::Nobody,
+            reply: Reply::Nobody(ticket),
         });
         let asleep = state.idle == Idle::Empty;
         if asleep {
@@ -160,7 +205,7 @@ impl Queue {
         if state.items.is_empty() {
             return None;
         }
-        state.awaited = 0;
+        (state.awaited, state.queued) = (0, 0);
         Some(std::mem::take(&mut state.items))
     }
 

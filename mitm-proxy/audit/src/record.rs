@@ -312,10 +312,11 @@ impl Record {
     }
 
     /// The outcome of this intent as far as the intent determines it: nobody knows how it ended.
-    pub(crate) fn outcome(&self, index: u64, at: Timestamp) -> Record {
+    /// `None` where the index of the intent is not known yet.
+    pub(crate) fn outcome(&self, index: Option<u64>, at: Timestamp) -> Record {
         Record {
             outcome: Some(OutcomeName::Unknown),
-            intent: Some(index),
+            intent: index,
             agent: self.agent.clone(),
             capability: self.capability.clone(),
             decision: self.decision,

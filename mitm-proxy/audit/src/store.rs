@@ -105,6 +105,10 @@ impl<'txn> Tables<'txn> {
         if let (Kind::Intent, Some(approval)) = (record.kind, &approval) {
             record.answers = draft::answers(&approval.answers);
         }
+        if let (Kind::Outcome, Reply::Nobody(Some(ticket))) = (record.kind, &item.reply) {
+            // Its intent was written before it, in this transaction or an earlier one.
+            record.intent = ticket.index();
+        }
         if let (Kind::Outcome, Some(intent)) = (record.kind, record.intent)
             && self.open.get(intent)?.is_none()
         {
@@ -127,6 +131,9 @@ impl<'txn> Tables<'txn> {
             place += 1;
             Ok::<(), CommitFailure>(())
         })?;
+        if let (Kind::Intent, Reply::Nobody(Some(ticket))) = (record.kind, &item.reply) {
+            ticket.place(index);
+        }
         match (record.kind, record.intent) {
             (Kind::Intent, _) => drop(self.open.insert(index, ())?),
             (Kind::Outcome, Some(intent)) => drop(self.open.remove(intent)?),
@@ -328,11 +335,11 @@ fn unfinished(
             .ok_or(Unusable::Corrupt(
                 "an intent without outcome cannot be read",
             ))?;
-        let record = intent.outcome(index, now);
+        let record = intent.outcome(Some(index), now);
         items.push(Item {
             record,
             approval: ApprovalWrite::None,
-            reply: Reply::Nobody,
+            reply: Reply::Nobody(None),
         });
     }
     Ok(items)

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{AuditError, CommitFailure, OpenError};
-use crate::evidence::Owed;
+use crate::evidence::DurablyOwed;
 use crate::key::LogKey;
 use crate::ledger::{CommitStats, OnCommit};
 use crate::log::{self, Opener, Shared};
@@ -26,7 +26,7 @@ pub(crate) struct Writer {
     pub(crate) head: Head,
     /// Intents of calls under way in this process.
     live: BTreeSet<u64>,
-    /// Outcomes that a failed commit could not write. Their intents are in `live`.
+    /// Outcomes and queued intents that a failed commit could not write. The outcomes' intents are in `live`, or here before them.
     retained: Vec<Item>,
     /// After a failed commit redb refuses everything until the file is opened again.
     broken: bool,
@@ -75,6 +75,7 @@ impl Writer {
         let started = Instant::now();
         match self.commit(&mut items) {
             Ok(placed) => {
+                self.shared.queue.set_failing(false);
                 let records = placed
                     .iter()
                     .filter(|place| matches!(place, Ok(Some(_))))
@@ -90,6 +91,7 @@ impl Writer {
             }
             Err(failure) => {
                 self.broken = true;
+                self.shared.queue.set_failing(true);
                 self.fail(items, Arc::new(failure));
             }
         }
@@ -132,27 +134,30 @@ impl Writer {
             _ => {}
         }
         match (item.reply, place) {
-            (Reply::Nobody, Ok(_)) => {}
-            (Reply::Nobody, Err(error)) => {
-                tracing::error!(tenant = %self.shared.tenant, %error, "an outcome could not be recorded");
+            (Reply::Nobody(_), Ok(_)) => {}
+            (Reply::Nobody(_), Err(error)) => {
+                tracing::error!(tenant = %self.shared.tenant, %error, "an outcome, or the intent of a read, could not be recorded");
             }
             (reply, Err(error)) => reply.fail(error),
             (reply, Ok(None)) => reply.fail(AuditError::Closed),
             // A caller that went away drops its answer; an `Owed` in it records `aborted`.
             (Reply::Index(caller), Ok(Some(index))) => drop(caller.send(Ok(index))),
             (Reply::Intent(caller), Ok(Some(index))) => {
-                let template = item.record.outcome(index, item.record.at);
-                drop(caller.send(Ok(Owed::new(self.shared.clone(), index, template))));
+                let template = item.record.outcome(Some(index), item.record.at);
+                drop(caller.send(Ok(DurablyOwed::new(self.shared.clone(), index, template))));
             }
         }
     }
 
-    /// Nothing of the batch counts. Callers are refused; outcomes wait for the next try.
+    /// Nothing of the batch counts. Callers are refused; outcomes and queued intents wait for the next try.
+    ///
+    /// If the commit turns out durable after all, a queued intent is in the log twice: once as `unknown`, from the recovery,
+    /// and once with its outcome. It is the same call: the records have the same `trace`.
     fn fail(&mut self, items: Vec<Item>, failure: Arc<CommitFailure>) {
         tracing::error!(tenant = %self.shared.tenant, error = %failure, records = items.len(), "the audit log cannot be written");
         for item in items {
             match item.reply {
-                Reply::Nobody => self.retained.push(item),
+                Reply::Nobody(_) => self.retained.push(item),
                 reply => reply.fail(AuditError::Commit(failure.clone())),
             }
         }

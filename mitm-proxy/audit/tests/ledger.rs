@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use audit::record::{DecisionName, Event, OutcomeName};
-use audit::{ApprovalEvent, AuditError, HostEvent, Kind, Ledger, OpenError, Options, Query};
+use audit::{
+    ApprovalEvent, AuditError, Guarantee, HostEvent, Kind, Ledger, OpenError, Options, Query,
+};
 use common::*;
 use policies::{ApprovalState, Reason};
 
@@ -39,9 +41,10 @@ async fn an_intent_is_durable_before_it_is_recorded() {
     let after = open(killed(dir.path()).path());
     let intent = &records(&after, &tenant())[0];
     assert_eq!(
-        (intent.kind, intent.index),
+        (intent.kind, Some(intent.index)),
         (Kind::Intent, recorded.index())
     );
+    assert_eq!(recorded.guarantee(), Guarantee::Durable);
     assert_eq!(
         intent.path.as_deref(),
         Some("/tickets/7"),
@@ -73,7 +76,7 @@ async fn an_intent_that_a_crash_left_alone_is_recovered_as_unknown() {
         .filter(|r| r.outcome == Some(OutcomeName::Unknown))
         .collect();
     assert_eq!(unknown.len(), 1);
-    assert_eq!(unknown[0].intent, Some(cut_off.index()));
+    assert_eq!(unknown[0].intent, cut_off.index());
     assert_eq!(unknown[0].agent, recovered[0].agent);
     assert_eq!(
         recovered.len(),

@@ -23,6 +23,7 @@ fn nothing_written_is_all_defaults() {
     assert_eq!(config.proxy.user, "sluice");
     assert_eq!(config.approvals.hold, Duration::from_secs(10));
     assert_eq!(config.metrics.listen, None);
+    assert_eq!(config.audit.reads, Reads::Durable);
 }
 
 #[test]
@@ -36,6 +37,8 @@ fn every_documented_key_is_read() {
         "api.stripe.com:443" = "127.0.0.1:8443"
         [metrics]
         listen = "127.0.0.1:9464"
+        [audit]
+        reads = "grouped"
         [approvals]
         hold = "1500ms"
         [approvals.groups]
@@ -74,6 +77,7 @@ fn every_documented_key_is_read() {
         config.approvals.groups_of(&alice),
         ["finance".parse::<Group>().unwrap()]
     );
+    assert_eq!(config.audit.reads, Reads::Grouped);
     assert_eq!(config.control.group.as_deref(), Some("ops"));
     assert!(config.enforcement.reduced);
     assert_eq!(config.names.pool4, ("10.64.0.0".parse().unwrap(), 16));
@@ -86,6 +90,10 @@ fn every_documented_key_is_read() {
 #[test]
 fn what_is_wrong_is_said_with_its_place() {
     let cases = [
+        (
+            "[audit]\nreads = \"sometimes\"\n",
+            "config.toml:2:9: `sometimes` is neither \"durable\" nor \"grouped\"",
+        ),
         (
             "[metrics]\nlisen = \"127.0.0.1:1\"\n",
             "config.toml:2:1: unknown field `lisen`, expected `listen`\n  hint: did you mean `listen`?",

@@ -173,6 +173,7 @@ impl Bench {
         self.log()
             .intent(Bench::draft(Kind::Intent, detail), ApprovalWrite::None)
             .await
+            .map(DurablyOwed::into_owed)
     }
 
     fn records(&self) -> Vec<Record> {
@@ -328,6 +329,41 @@ async fn an_outcome_outlives_a_full_disk() {
     );
     assert_eq!(outcome.intent, Some(0));
     bench.verify();
+}
+
+#[tokio::test]
+async fn a_queued_intent_outlives_a_full_disk_and_the_next_one_waits() {
+    let bench = Bench::new();
+    let queue = |detail| {
+        bench
+            .log()
+            .queued_intent(Bench::draft(Kind::Intent, detail))
+    };
+    bench.backend.set(Disk::Full);
+    let Ok(owed) = queue("queued") else {
+        panic!("the log was well")
+    };
+    owed.settle(Outcome {
+        status: Some(200),
+        ..Outcome::new(Timestamp::from_millis(1))
+    });
+    assert!(bench.refusal("during").await.is_err());
+    // Positive control of the refusal: a log that is not well lets no further call go on a queued intent.
+    assert!(matches!(queue("next"), Err(NotQueued::MustWait(_))));
+    bench.backend.set(Disk::Healthy);
+    bench.refusal("after").await.unwrap();
+    assert!(queue("last").is_ok());
+    bench.refusal("end").await.unwrap();
+    bench.verify();
+    let records = bench.records();
+    let intent = records
+        .iter()
+        .find(|record| record.detail.as_deref() == Some("queued"));
+    let outcome = records
+        .iter()
+        .find(|record| record.status == Some(200))
+        .unwrap();
+    assert_eq!(outcome.intent, intent.map(|intent| intent.index));
 }
 
 #[tokio::test]
