@@ -33,7 +33,6 @@ fn vendors() -> Vendors {
             .unwrap(),
         Options {
             repositories: Some(dir.path().join("repositories")),
-            forgetful: false,
         },
     )
     .unwrap();
@@ -130,9 +129,9 @@ fn the_load_generator_counts_what_the_vendor_answered() {
             mode,
             name: "api.stripe.com".into(),
             address: Some(vendors.upstream.address()),
-            path: "/v1/balance".into(),
+            path: None,
             roots: vendors.dir.path().join("ca.pem"),
-            loops: 4,
+            loops: Some(4),
             milliseconds: 300,
         };
         let before = vendors.upstream.seen().len();
@@ -151,9 +150,9 @@ fn the_load_generator_does_not_count_a_refusal() {
         mode: Mode::Requests,
         name: "api.stripe.com".into(),
         address: Some(vendors.upstream.address()),
-        path: "/v1/no_such_thing".into(),
+        path: Some("/v1/no_such_thing".into()),
         roots: vendors.dir.path().join("ca.pem"),
-        loops: 1,
+        loops: Some(1),
         milliseconds: 50,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: requests over kept connections and new connections, direct, through Sluice and through nginx, as ratios.
-//! The load generator is a binary of `vm-tests`; here is only the build.
+//! `cargo xtask bench`: what Sluice costs, side by side with a direct connection, a TCP relay, nginx and haproxy, as ratios.
+//! The load generator is a binary of `vm-tests`; here is only what must be there before it runs.
 //! Invariant: release build, one run, interleaved rounds; the numbers name the machine and the method.
 
 use anyhow::Result;
@@ -7,16 +7,23 @@ use anyhow::Result;
 use crate::{setup, shell};
 
 /// Arguments of `cargo xtask bench`.
-#[derive(clap::Args, Clone, Copy, Debug, Default)]
+#[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct Args {
-    /// Short rounds: a minute instead of several
+    /// Short rounds: about three minutes after the build
     #[arg(long)]
     quick: bool,
+    /// Only these measurements: requests, requests-h2, connections, latency, download, upload, events, idle
+    #[arg(long)]
+    only: Vec<String>,
+    /// Only these systems, and the direct connection: relay, nginx, haproxy, sluice, grouped, large
+    #[arg(long)]
+    systems: Vec<String>,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::quiet()?;
+    setup::peers()?;
     println!("bench: building (release)");
     shell::run(shell::cargo().args([
         "build",
@@ -28,6 +35,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command.arg("bench");
     if args.quick {
         command.arg("--quick");
+    }
+    for mode in &args.only {
+        command.args(["--only", mode]);
+    }
+    for system in &args.systems {
+        command.args(["--systems", system]);
     }
     shell::run(
         command

@@ -117,8 +117,24 @@ pub(crate) fn kernel_side() -> Result<std::path::PathBuf> {
     ebpf::build(&ebpf_toolchain()?)
 }
 
+/// What the benchmark compares Sluice with, beside nginx.
+const PEERS: &[Package] = &[Package {
+    name: "haproxy",
+    why: "what the benchmark compares Sluice with",
+    present: || has("haproxy") || std::path::Path::new("/usr/sbin/haproxy").is_file(),
+}];
+
+/// The other proxies of the benchmark.
+pub(crate) fn peers() -> Result<()> {
+    install(PEERS, false)
+}
+
 fn packages(dry_run: bool) -> Result<()> {
-    let missing: Vec<&Package> = PACKAGES
+    install(PACKAGES, dry_run)
+}
+
+fn install(packages: &[Package], dry_run: bool) -> Result<()> {
+    let missing: Vec<&Package> = packages
         .iter()
         .filter(|package| !(package.present)())
         .collect();

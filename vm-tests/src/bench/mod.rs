@@ -1,36 +1,60 @@
-//! `cargo xtask bench`: direct, through Sluice and through nginx, in interleaved rounds of one run, as ratios.
-//! Load generator and upstream share CPU 0; the system under test has CPU 1 for itself.
+//! `cargo xtask bench`: direct, through Sluice and through other proxies, in interleaved rounds of one run, as ratios.
+//! Load generator and far end share CPU 0; the systems under test have CPU 1 for themselves.
 //! Invariant: a round with errors is reported as such; the report names the machine, the build and the method.
 
+mod far;
 pub mod load;
-mod nginx;
+mod peers;
+mod plot;
+pub mod relay;
 mod report;
+mod sluice;
 
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::demo::Stage;
-use crate::demo::stage::AGENT;
 use crate::instance::children;
 use crate::leftovers;
 use crate::output;
+use crate::pki::Authority;
+use far::Far;
 use load::{Measured, Mode};
+use peers::Peer;
 use report::{Report, Round, System};
+use sluice::{Flavour, Sluice};
 
-const NAME: &str = "api.stripe.com";
+/// A vendor with a connector of its own: what requests are made to.
+const VENDOR: &str = "api.stripe.com";
+/// A host without one: long bodies and events.
+const PLAIN: &str = "bench.example.com";
+/// The same, where upstream speaks HTTP/2.
+const H2: &str = "h2.example.com";
+
+/// Measurements that are not rounds of the load generator, by the name of their member in the JSON: each looks at the running
+/// systems once, after the rounds.
+const FURTHER: &[(&str, Further)] = &[];
+type Further = fn(&Field) -> Result<serde_json::Value>;
 
 /// How the benchmark is run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Bench {
-    /// Short rounds
+    /// Short rounds, without haproxy and the large installation
     #[arg(long)]
     quick: bool,
-    /// Where the numbers go, as JSON
+    /// Only these measurements
+    #[arg(long, value_enum)]
+    only: Vec<Mode>,
+    /// Only these systems, by the names of the table
+    #[arg(long)]
+    systems: Vec<String>,
+    /// Where the numbers go, as JSON; the plot lies beside it
     #[arg(long)]
     out: PathBuf,
 }
@@ -41,100 +65,232 @@ pub struct Bench {
 /// If a system does not start or does not answer.
 pub fn run(bench: &Bench) -> Result<()> {
     let _removed = leftovers::clean();
-    let (rounds, milliseconds) = if bench.quick { (3, 2_000) } else { (5, 6_000) };
-    on_cpu(0)?;
-    let mut stage = Stage::set_forgetful("10s")?;
-    let upstream = stage.upstream.address();
-    on_cpu(1)?;
-    stage.open()?;
-    let nginx = nginx::Nginx::start(
-        &stage.instance.root().join("nginx"),
-        stage.authority(),
-        NAME,
-        upstream,
-    )?;
-    on_cpu(0)?;
-
-    let mut report = Report::new(rounds, milliseconds, stage.instance.is_reduced())?;
+    let rounds = if bench.quick { 3 } else { 5 };
+    let field = Field::set(bench)?;
+    let reduced = field.sluices.iter().any(|(_, sluice)| sluice.is_reduced());
+    let mut report = Report::new(rounds, bench.quick, reduced)?;
     for round in 0..rounds {
-        for mode in [Mode::Requests, Mode::Connections] {
-            for system in [System::Direct, System::Sluice, System::Nginx] {
-                let pid = match system {
-                    System::Direct => None,
-                    System::Nginx => Some(nginx.pid()),
-                    System::Sluice => stage.instance.daemon_pid(),
-                };
-                let before = pid.map(cpu_time).transpose()?;
-                let measured = match system {
-                    System::Direct => outside(&stage, mode, milliseconds, upstream)?,
-                    System::Nginx => outside(&stage, mode, milliseconds, nginx.address)?,
-                    System::Sluice => inside(&stage, mode, milliseconds)?,
-                };
-                let cpu = match (before, pid.map(cpu_time).transpose()?) {
-                    (Some(before), Some(after)) => Some(after.saturating_sub(before)),
-                    _ => None,
-                };
-                eprintln!(
-                    "round {}: {mode:?} {system:?}: {} requests, {} errors",
-                    round + 1,
-                    measured.requests,
-                    measured.errors
-                );
-                report.rounds.push(Round::new(system, mode, measured, cpu));
+        for mode in modes(bench) {
+            for system in field.systems() {
+                if let Some(found) = field.measure(mode, system, bench.quick)? {
+                    eprintln!("round {}: {mode:?} {}: {found}", round + 1, system.name());
+                    report.rounds.push(found);
+                }
             }
         }
     }
+    report.records = field.records()?;
+    for (name, further) in FURTHER {
+        let found = further(&field).with_context(|| format!("measuring {name}"))?;
+        report.further.insert(name, found);
+    }
     std::fs::write(&bench.out, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("cannot write {}", bench.out.display()))?;
+    let plot = bench.out.with_extension("svg");
+    std::fs::write(&plot, plot::svg(&report))
+        .with_context(|| format!("cannot write {}", plot.display()))?;
     println!("{}", report.table());
-    println!("numbers: {}", bench.out.display());
+    println!("numbers: {}\nplot: {}", bench.out.display(), plot.display());
     Ok(())
 }
 
-/// The generator on its own, towards an address.
-fn outside(stage: &Stage, mode: Mode, milliseconds: u64, address: SocketAddr) -> Result<Measured> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(arguments(mode, milliseconds))
-        .arg("--address")
-        .arg(address.to_string())
-        .env("SSL_CERT_FILE", stage.instance.root().join("config/ca.pem"));
-    measured(&mut command, milliseconds)
-}
-
-/// The generator as an agent, which knows nothing of Sluice: it resolves the name and trusts what its environment says.
-fn inside(stage: &Stage, mode: Mode, milliseconds: u64) -> Result<Measured> {
-    let own = std::env::current_exe()?;
-    let arguments = arguments(mode, milliseconds);
-    let own = own.to_string_lossy();
-    let mut all = vec![&*own];
-    all.extend(arguments.iter().map(String::as_str));
-    measured(&mut stage.instance.agent(AGENT, &all), milliseconds)
-}
-
-fn arguments(mode: Mode, milliseconds: u64) -> Vec<String> {
-    let mode = match mode {
-        Mode::Connections => "connections",
-        Mode::Requests => "requests",
-    };
-    let milliseconds = milliseconds.to_string();
-    [
-        "load",
-        "--mode",
-        mode,
-        "--name",
-        NAME,
-        "--milliseconds",
-        &milliseconds,
+fn modes(bench: &Bench) -> Vec<Mode> {
+    if !bench.only.is_empty() {
+        return bench.only.clone();
+    }
+    vec![
+        Mode::Requests,
+        Mode::Connections,
+        Mode::Latency,
+        Mode::RequestsH2,
+        Mode::Download,
+        Mode::Upload,
+        Mode::Events,
+        Mode::Idle,
     ]
-    .map(str::to_owned)
-    .into()
 }
 
-fn measured(command: &mut Command, milliseconds: u64) -> Result<Measured> {
-    let patience = Duration::from_millis(milliseconds * 2) + Duration::from_secs(20);
-    let output = output::run(command, patience)?.ok()?;
-    serde_json::from_value(output.json()?).context("the load generator's numbers")
+/// How long one round of this takes.
+fn milliseconds(mode: Mode, quick: bool) -> u64 {
+    match (mode, quick) {
+        (Mode::Requests | Mode::Connections | Mode::RequestsH2, true) => 1_000,
+        (Mode::Requests | Mode::Connections | Mode::RequestsH2, false) => 6_000,
+        (_, true) => 600,
+        (_, false) => 3_000,
+    }
+}
+
+/// Everything that is compared, running.
+struct Field {
+    root: PathBuf,
+    far: Far,
+    far_h2: Far,
+    peers: Vec<(System, Peer)>,
+    sluices: Vec<(System, Sluice)>,
+}
+
+impl Field {
+    fn set(bench: &Bench) -> Result<Self> {
+        // The others are for the long run.
+        let quick = |system| !matches!(system, System::Haproxy | System::SluiceLarge);
+        let wanted = |system: System| match bench.systems.as_slice() {
+            [] => !bench.quick || quick(system),
+            named => named.iter().any(|name| name == system.name()),
+        };
+        let authority = Authority::new()?;
+        let leaf = authority.leaf(&[VENDOR, PLAIN, H2])?;
+        on_cpu(0)?;
+        let far = Far::start(leaf.server(&["http/1.1"])?)?;
+        let far_h2 = Far::start(leaf.server(&["h2", "http/1.1"])?)?;
+        on_cpu(1)?;
+        let upstreams = BTreeMap::from([
+            (VENDOR, far.address),
+            (PLAIN, far.address),
+            (H2, far_h2.address),
+        ]);
+        let mut sluices = Vec::new();
+        for (system, flavour) in [
+            (System::Sluice, Flavour::Plain),
+            (System::SluiceGrouped, Flavour::Grouped),
+            (System::SluiceLarge, Flavour::Large),
+        ] {
+            if wanted(system) {
+                sluices.push((system, Sluice::start(flavour, &authority, &upstreams)?));
+            }
+        }
+        let root = leftovers::base().join(format!("bench-peers-{}", std::process::id()));
+        let mut peers = Vec::new();
+        for (system, start) in peers::ALL {
+            if wanted(system) {
+                match start(&root.join(system.name()), &authority, far.address)? {
+                    Some(peer) => peers.push((system, peer)),
+                    None => eprintln!("{} is not installed: left out", system.name()),
+                }
+            }
+        }
+        std::fs::create_dir_all(&root)?;
+        std::fs::write(root.join("ca.pem"), authority.pem())?;
+        on_cpu(0)?;
+        Ok(Self {
+            root,
+            far,
+            far_h2,
+            peers,
+            sluices,
+        })
+    }
+
+    fn systems(&self) -> Vec<System> {
+        let peers = self.peers.iter().map(|(system, _)| *system);
+        let sluices = self.sluices.iter().map(|(system, _)| *system);
+        std::iter::once(System::Direct)
+            .chain(peers)
+            .chain(sluices)
+            .collect()
+    }
+
+    /// One round of one system; `None` where it does not take part in this.
+    fn measure(&self, mode: Mode, system: System, quick: bool) -> Result<Option<Round>> {
+        let peer = self.peers.iter().find(|(one, _)| *one == system);
+        let sluice = self.sluices.iter().find(|(one, _)| *one == system);
+        let name = match mode {
+            Mode::RequestsH2 => H2,
+            Mode::Download | Mode::Events | Mode::Upload => PLAIN,
+            Mode::Connections | Mode::Idle | Mode::Latency | Mode::Requests => VENDOR,
+        };
+        let mut arguments = vec![
+            "load".to_owned(),
+            "--mode".to_owned(),
+            clap::ValueEnum::to_possible_value(&mode)
+                .map(|value| value.get_name().to_owned())
+                .unwrap_or_default(),
+            "--name".to_owned(),
+            name.to_owned(),
+            "--milliseconds".to_owned(),
+            milliseconds(mode, quick).to_string(),
+        ];
+        let (pid, mut command) = match (peer, sluice) {
+            (_, Some((_, sluice))) => (sluice.pid(), sluice.agent(&arguments)?),
+            (Some((_, peer)), None) => {
+                if mode == Mode::RequestsH2 && !peer.speaks_h2() {
+                    return Ok(None);
+                }
+                (
+                    Some(peer.pid()),
+                    self.outside(&mut arguments, peer.address)?,
+                )
+            }
+            (None, None) => {
+                let far = if mode == Mode::RequestsH2 {
+                    &self.far_h2
+                } else {
+                    &self.far
+                };
+                (None, self.outside(&mut arguments, far.address)?)
+            }
+        };
+        let patience = Duration::from_secs(60);
+        if mode == Mode::Idle {
+            let Some(pid) = pid else { return Ok(None) };
+            let (measured, kib) = idle(&mut command, pid)?;
+            return Ok(Some(Round::idle(system, measured, kib)));
+        }
+        let before = pid.map(cpu_time).transpose()?;
+        let output = output::run(&mut command, patience)?.ok()?;
+        let measured: Measured =
+            serde_json::from_value(output.json()?).context("the load generator's numbers")?;
+        let cpu = match (before, pid.map(cpu_time).transpose()?) {
+            (Some(before), Some(after)) => Some(after.saturating_sub(before)),
+            _ => None,
+        };
+        Ok(Some(Round::new(system, mode, measured, cpu)))
+    }
+
+    /// The generator on its own, towards an address.
+    fn outside(&self, arguments: &mut Vec<String>, address: SocketAddr) -> Result<Command> {
+        arguments.extend(["--address".to_owned(), address.to_string()]);
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(arguments)
+            .env("SSL_CERT_FILE", self.root.join("ca.pem"));
+        Ok(command)
+    }
+
+    /// How many records the logs have at the end: the cost of a call may not grow with them.
+    fn records(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let count = |(system, sluice): &(System, Sluice)| Ok((system.name(), sluice.records()?));
+        self.sluices.iter().map(count).collect()
+    }
+}
+
+impl Drop for Field {
+    fn drop(&mut self) {
+        self.peers.clear();
+        drop(std::fs::remove_dir_all(&self.root));
+    }
+}
+
+/// Opens the connections, and says by how many KiB the system under test grew for each.
+fn idle(command: &mut Command, pid: u32) -> Result<(Measured, f64)> {
+    let before = resident_kib(pid)?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let opened = lines.next().transpose()?;
+    if opened.as_deref() != Some("open") {
+        drop(child.wait());
+        bail!("the connections could not be opened: {opened:?}");
+    }
+    let after = resident_kib(pid)?;
+    let measured: Measured = match lines.next().transpose()? {
+        Some(line) => serde_json::from_str(&line)?,
+        None => bail!("the load generator said nothing"),
+    };
+    child.wait()?;
+    let grown = after.saturating_sub(before) as f64;
+    Ok((measured.clone(), grown / measured.requests.max(1) as f64))
 }
 
 /// This thread, and what it starts from now on, runs on that CPU; where there is only one, anywhere.
@@ -168,4 +324,18 @@ fn own_cpu_time(pid: u32) -> Result<Duration> {
         .sum();
     // USER_HZ is 100 on every Linux architecture that we build for.
     Ok(Duration::from_millis(ticks * 10))
+}
+
+/// Resident memory of a process and its descendants.
+fn resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
+    let own = status.lines().find_map(|line| {
+        let size = line.strip_prefix("VmRSS:")?.split_whitespace().next()?;
+        size.parse::<u64>().ok()
+    });
+    let mut total = own.unwrap_or_default();
+    for child in children(pid) {
+        total += resident_kib(child.parse()?).unwrap_or_default();
+    }
+    Ok(total)
 }

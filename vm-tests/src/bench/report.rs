@@ -1,6 +1,8 @@
 //! What the benchmark found, as a table for people and as JSON for later runs.
 //! Invariant: medians over rounds of one run; ratios are made of medians, and never compare two runs.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,8 +15,38 @@ use super::load::{Measured, Mode};
 #[serde(rename_all = "snake_case")]
 pub(super) enum System {
     Direct,
+    Haproxy,
     Nginx,
+    Relay,
     Sluice,
+    SluiceGrouped,
+    SluiceLarge,
+}
+
+impl System {
+    /// In the order of the table.
+    const ALL: [System; 7] = [
+        System::Direct,
+        System::Relay,
+        System::Nginx,
+        System::Haproxy,
+        System::Sluice,
+        System::SluiceGrouped,
+        System::SluiceLarge,
+    ];
+
+    /// The name in the table.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Relay => "relay",
+            Self::Sluice => "sluice",
+            Self::SluiceGrouped => "grouped",
+            Self::SluiceLarge => "large",
+        }
+    }
 }
 
 /// One run of the generator against one system.
@@ -23,8 +55,11 @@ pub(super) struct Round {
     system: System,
     mode: Mode,
     per_second: f64,
+    mb_per_second: f64,
     /// CPU time of the system under test per request, microseconds; None for direct.
     cpu_us: Option<f64>,
+    /// By how much the system grew for each open connection; in `Idle` only.
+    kib: Option<f64>,
     #[serde(flatten)]
     measured: Measured,
 }
@@ -36,17 +71,56 @@ impl Round {
         measured: Measured,
         cpu: Option<Duration>,
     ) -> Self {
-        let per_second = measured.requests as f64 / measured.seconds;
+        let seconds = measured.seconds.max(1e-9);
         // The generator's warm-up is a tenth more work than it counts.
         let cpu_us =
             cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / (measured.requests.max(1) as f64 * 1.1));
         Self {
             system,
             mode,
-            per_second,
+            per_second: measured.requests as f64 / seconds,
+            mb_per_second: measured.bytes as f64 / seconds / 1e6,
             cpu_us,
+            kib: None,
             measured,
         }
+    }
+
+    pub(super) fn idle(system: System, measured: Measured, kib: f64) -> Self {
+        Self {
+            kib: Some(kib),
+            ..Self::new(system, Mode::Idle, measured, None)
+        }
+    }
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Measured {
+            requests,
+            errors,
+            p50_us,
+            p99_us,
+            ..
+        } = &self.measured;
+        write!(
+            f,
+            "{requests} done, {errors} errors, p50 {p50_us} us, p99 {p99_us} us"
+        )
+    }
+}
+
+/// One line of the table.
+pub(super) struct Row {
+    pub(super) title: &'static str,
+    mode: Mode,
+    digits: usize,
+    pick: fn(&Round) -> Option<f64>,
+}
+
+impl Row {
+    pub(super) fn number(&self, value: f64) -> String {
+        format!("{value:.*}", self.digits)
     }
 }
 
@@ -57,112 +131,163 @@ pub(super) struct Report {
     build: &'static str,
     method: String,
     reduced: bool,
+    /// Records in each daemon's logs at the end.
+    pub(super) records: BTreeMap<&'static str, u64>,
+    /// What was measured in other ways.
+    pub(super) further: BTreeMap<&'static str, serde_json::Value>,
     pub(super) rounds: Vec<Round>,
 }
 
 impl Report {
-    pub(super) fn new(rounds: u32, milliseconds: u64, reduced: bool) -> Result<Self> {
+    pub(super) fn new(rounds: u32, quick: bool, reduced: bool) -> Result<Self> {
         let build = if cfg!(debug_assertions) {
             "dev profile: not a measurement"
         } else {
             "release"
         };
+        let seconds = |mode| super::milliseconds(mode, quick) as f64 / 1000.0;
         let method = format!(
-            "medians of {rounds} interleaved rounds of {:.1} s each, 32 loops, GET of a 130-byte answer, HTTP/1.1 over TLS 1.3 on both legs, \
-             no resumption; load generator and upstream on CPU 0, system under test on CPU 1; Sluice writes a durable intent per request",
-            milliseconds as f64 / 1000.0
+            "medians of {rounds} interleaved rounds of {} s for requests and connections (32 loops, HTTP/1.1 and TLS 1.3 on both legs, a 118-byte answer, \
+             no resumption) and {} s for the rest; load generator and upstream on CPU 0, system under test alone on CPU 1; sluice writes a durable intent \
+             per request, grouped is [audit] reads = \"grouped\", large has 1,000 agents and 2,000 policies",
+            seconds(Mode::Requests),
+            seconds(Mode::Latency),
         );
         Ok(Self {
             machine: machine()?,
             build,
             method,
             reduced,
+            records: BTreeMap::new(),
+            further: BTreeMap::new(),
             rounds: Vec::new(),
         })
     }
 
+    /// Machine and build, in a line.
+    pub(super) fn heading(&self) -> String {
+        let mode = if self.reduced {
+            ", Sluice in reduced mode"
+        } else {
+            ""
+        };
+        format!("{}; {} build{mode}", self.machine, self.build)
+    }
+
+    /// Every line of the table.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        let row = |title, mode, digits, pick| Row {
+            title,
+            mode,
+            digits,
+            pick,
+        };
+        vec![
+            row("requests/s", Mode::Requests, 0, rate),
+            row("  CPU us per request", Mode::Requests, 1, cpu),
+            row("requests/s, HTTP/2", Mode::RequestsH2, 0, rate),
+            row("  CPU us per request", Mode::RequestsH2, 1, cpu),
+            row("new connections/s", Mode::Connections, 0, rate),
+            row("  CPU us per connection", Mode::Connections, 0, cpu),
+            row("at a low rate: p50 us", Mode::Latency, 0, p50),
+            row("at a low rate: p99 us", Mode::Latency, 0, p99),
+            row("download MB/s", Mode::Download, 0, megabytes),
+            row("upload MB/s", Mode::Upload, 0, megabytes),
+            row("event delay: p50 us", Mode::Events, 0, p50),
+            row("event delay: p99 us", Mode::Events, 0, p99),
+            row("KiB per open connection", Mode::Idle, 1, kib),
+        ]
+    }
+
     /// The medians and ratios.
     pub(super) fn table(&self) -> String {
+        let systems: Vec<System> = System::ALL
+            .into_iter()
+            .filter(|system| self.rounds.iter().any(|round| round.system == *system))
+            .collect();
+        let mut head = format!("{:<26}", "");
+        for system in &systems {
+            head.push_str(&format!("{:>9}", system.name()));
+        }
         let mut lines = vec![
-            format!("machine: {}", self.machine),
-            format!(
-                "build:   {}{}",
-                self.build,
-                if self.reduced {
-                    ", Sluice in reduced mode"
-                } else {
-                    ""
-                }
-            ),
-            format!("method:  {}", self.method),
+            self.heading(),
+            self.method.clone(),
             String::new(),
-            format!(
-                "{:<30}{:>10}{:>10}{:>10}{:>16}{:>15}",
-                "", "direct", "sluice", "nginx", "sluice/direct", "sluice/nginx"
-            ),
+            head + "  sluice/nginx  grouped/nginx  large/sluice",
         ];
-        type Pick = fn(&Round) -> Option<f64>;
-        let rows: [(&str, Mode, Pick); 8] = [
-            ("kept connections: requests/s", Mode::Requests, |round| {
-                Some(round.per_second)
-            }),
-            ("  p50 us", Mode::Requests, |round| {
-                Some(round.measured.p50_us as f64)
-            }),
-            ("  p99 us", Mode::Requests, |round| {
-                Some(round.measured.p99_us as f64)
-            }),
-            ("  CPU us per request", Mode::Requests, |round| round.cpu_us),
-            ("new connections/s", Mode::Connections, |round| {
-                Some(round.per_second)
-            }),
-            ("  p50 us", Mode::Connections, |round| {
-                Some(round.measured.p50_us as f64)
-            }),
-            ("  p99 us", Mode::Connections, |round| {
-                Some(round.measured.p99_us as f64)
-            }),
-            ("  CPU us per connection", Mode::Connections, |round| {
-                round.cpu_us
-            }),
-        ];
-        for (title, mode, pick) in rows {
-            let of = |system| self.median(system, mode, pick);
-            let (direct, sluice, nginx) =
-                (of(System::Direct), of(System::Sluice), of(System::Nginx));
-            let number =
-                |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}"));
-            let ratio = |base: Option<f64>| match (sluice, base) {
-                (Some(sluice), Some(base)) if base > 0.0 => format!("{:.2}", sluice / base),
-                _ => "-".into(),
-            };
-            lines.push(format!(
-                "{title:<30}{:>10}{:>10}{:>10}{:>16}{:>15}",
-                number(direct),
-                number(sluice),
-                number(nginx),
-                ratio(direct),
-                ratio(nginx)
-            ));
+        for row in self.rows() {
+            let medians: Vec<Option<f64>> = systems
+                .iter()
+                .map(|system| self.median(*system, &row))
+                .collect();
+            if medians.iter().all(Option::is_none) {
+                continue;
+            }
+            let mut line = format!("{:<26}", row.title);
+            for median in medians {
+                let number = median.map_or("-".into(), |value| row.number(value));
+                line.push_str(&format!("{number:>9}"));
+            }
+            for (one, other, width) in [
+                (System::Sluice, System::Nginx, 14),
+                (System::SluiceGrouped, System::Nginx, 15),
+                (System::SluiceLarge, System::Sluice, 14),
+            ] {
+                let ratio = match (self.median(one, &row), self.median(other, &row)) {
+                    (Some(one), Some(other)) if other > 0.0 => format!("{:.2}", one / other),
+                    _ => "-".into(),
+                };
+                line.push_str(&format!("{ratio:>width$}"));
+            }
+            lines.push(line);
+        }
+        lines.push(format!("audit records at the end: {:?}", self.records));
+        for (name, found) in &self.further {
+            lines.push(format!("{name}: {found}"));
         }
         let errors: u64 = self.rounds.iter().map(|round| round.measured.errors).sum();
         let first = self.rounds.iter().find_map(|round| {
             let error = round.measured.first_error.as_deref()?;
-            Some(format!(" (first: {:?}: {error})", round.system))
+            Some(format!(" (first: {}: {error})", round.system.name()))
         });
         lines.push(format!("errors: {errors}{}", first.unwrap_or_default()));
         lines.join("\n")
     }
 
-    fn median(&self, system: System, mode: Mode, pick: fn(&Round) -> Option<f64>) -> Option<f64> {
+    /// The median over the rounds of one system.
+    pub(super) fn median(&self, system: System, row: &Row) -> Option<f64> {
         let rounds = self
             .rounds
             .iter()
-            .filter(|round| round.system == system && round.mode == mode);
-        let mut values: Vec<f64> = rounds.filter_map(pick).collect();
+            .filter(|round| round.system == system && round.mode == row.mode);
+        let mut values: Vec<f64> = rounds.filter_map(row.pick).collect();
         values.sort_by(f64::total_cmp);
         values.get(values.len() / 2).copied()
     }
+}
+
+fn rate(round: &Round) -> Option<f64> {
+    Some(round.per_second)
+}
+
+fn megabytes(round: &Round) -> Option<f64> {
+    Some(round.mb_per_second)
+}
+
+fn cpu(round: &Round) -> Option<f64> {
+    round.cpu_us
+}
+
+fn kib(round: &Round) -> Option<f64> {
+    round.kib
+}
+
+fn p50(round: &Round) -> Option<f64> {
+    Some(round.measured.p50_us as f64)
+}
+
+fn p99(round: &Round) -> Option<f64> {
+    Some(round.measured.p99_us as f64)
 }
 
 /// How many CPUs the machine has, whatever this process may use.
@@ -207,9 +332,9 @@ mod tests {
 
     #[test]
     fn a_ratio_is_made_of_medians() {
-        let mut report = Report::new(3, 2_000, false).unwrap();
+        let mut report = Report::new(3, true, false).unwrap();
         for (system, counts) in [
-            (System::Direct, [100, 200, 900]),
+            (System::Nginx, [100, 200, 900]),
             (System::Sluice, [50, 100, 10]),
         ] {
             for requests in counts {
@@ -224,20 +349,11 @@ mod tests {
             }
         }
         let table = report.table();
-        let line = table.lines().find(|line| line.starts_with("kept")).unwrap();
+        let line = table
+            .lines()
+            .find(|line| line.starts_with("requests/s"))
+            .unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(
-            words,
-            [
-                "kept",
-                "connections:",
-                "requests/s",
-                "200",
-                "50",
-                "-",
-                "0.25",
-                "-"
-            ]
-        );
+        assert_eq!(words, ["requests/s", "200", "50", "0.25", "-", "-"]);
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vm_tests::bench::{self, load};
+use vm_tests::bench::{self, load, relay};
 use vm_tests::{demo, leftovers};
 
 #[derive(Parser)]
@@ -19,7 +19,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure Sluice against a direct connection and against nginx
+    /// Measure Sluice beside a direct connection and other proxies
     Bench(bench::Bench),
     /// Remove what test instances of dead owners have left
     Clean,
@@ -34,6 +34,8 @@ enum Command {
     },
     /// Generate load, and print what came of it
     Load(load::Load),
+    /// Pass TCP connections on: the least that a proxy can do
+    Relay(relay::Relay),
 }
 
 fn main() -> ExitCode {
@@ -59,5 +61,6 @@ fn run(command: Command) -> anyhow::Result<bool> {
         }
         Command::Demo { venv, keep } => demo::run(&venv, keep),
         Command::Load(load) => load::run(&load).map(|()| true),
+        Command::Relay(relay) => relay::run(&relay).map(|()| true),
     }
 }

@@ -79,18 +79,6 @@ impl Stage {
     /// # Errors
     /// If a port, a file or a certificate cannot be had.
     pub fn set(hold: &str) -> Result<Self> {
-        Self::with(hold, false)
-    }
-
-    /// The same with vendors that remember nothing, for measurements.
-    ///
-    /// # Errors
-    /// As `set`.
-    pub fn set_forgetful(hold: &str) -> Result<Self> {
-        Self::with(hold, true)
-    }
-
-    fn with(hold: &str, forgetful: bool) -> Result<Self> {
         let instance = Instance::new()?;
         let authority = Authority::new()?;
         let repositories = instance.root().join("repositories");
@@ -99,7 +87,6 @@ impl Stage {
             authority.leaf(NAMES)?.server(&["h2", "http/1.1"])?,
             Options {
                 repositories: Some(repositories),
-                forgetful,
             },
         )?;
         instance.configure("ca.pem", authority.pem())?;

@@ -79,8 +79,6 @@ impl Answer {
 pub struct Options {
     /// Bare repositories for github.com, as `<dir>/acme/site.git`.
     pub repositories: Option<PathBuf>,
-    /// Do not remember requests: for measurements.
-    pub forgetful: bool,
 }
 
 /// A running stand-in; it ends with the value.
@@ -225,13 +223,11 @@ async fn serve(
         headers,
         body,
     };
-    if !state.options.forgetful {
-        state
-            .seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(seen.clone());
-    }
+    state
+        .seen
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(seen.clone());
     let answer = answer(&seen, &state).await;
     let mut response = Response::new(Full::new(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::IM_A_TEAPOT);
