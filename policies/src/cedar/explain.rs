@@ -312,7 +312,7 @@ fn span(seconds: u64) -> String {
     let units = [(86_400, "d"), (3600, "h"), (60, "m")];
     let whole = units
         .into_iter()
-        .find(|(unit, _)| seconds != 0 && seconds % unit == 0);
+        .find(|(unit, _)| seconds != 0 && seconds.is_multiple_of(*unit));
     let (unit, name) = whole.unwrap_or((1, "s"));
     format!("{}{name}", seconds / unit)
 }
