@@ -10,6 +10,8 @@ use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 
 // Bytes from the beginning of each structure. Each is a constant to the verifier: it reads them from a frozen map.
 #[unsafe(no_mangle)]
+static TASK_ATOMIC_FLAGS: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
 static TASK_GROUP_LEADER: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_CGROUPS: Global<u64> = Global::new(0);
@@ -42,6 +44,14 @@ pub fn current_leader() -> *mut c_void {
             .cast::<*mut c_void>()
             .read_volatile()
     }
+}
+
+/// Whether the current task has renounced new privileges (PR_SET_NO_NEW_PRIVS), which cannot be taken back.
+#[inline(always)]
+pub fn no_new_privileges() -> bool {
+    /// `PFA_NO_NEW_PRIVS`: the first bit.
+    const BIT: u64 = 1;
+    field::<u64>(current(), TASK_ATOMIC_FLAGS.load()).is_some_and(|flags| flags & BIT != 0)
 }
 
 /// The cgroup of a task in the unified hierarchy; good for as long as the program runs.

@@ -108,7 +108,17 @@ pub fn execute(ctx: LsmContext) -> i32 {
 pub fn label_exec(ctx: BtfTracePointContext) -> i32 {
     match standing() {
         Standing::Free | Standing::Of(0) => {}
-        Standing::Of(workload) => write(&ctx, kernel::current(), workload, task_flag::ARMED),
+        Standing::Of(workload) => {
+            // systemd and container runtimes execute helpers of their own in the cgroup, and need their privileges there;
+            // what they start in the end is told by PR_SET_NO_NEW_PRIVS, where they are told to set it.
+            let is_ready = !maps::is_outside(workload) || kernel::no_new_privileges();
+            write(
+                &ctx,
+                kernel::current(),
+                workload,
+                if is_ready { task_flag::ARMED } else { 0 },
+            );
+        }
         Standing::Strayed(workload) => {
             refuse(&ctx, workload);
             kill();

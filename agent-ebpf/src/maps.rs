@@ -252,8 +252,9 @@ pub fn place(config: &Config, ancestor: impl Fn(u32) -> u64) -> Option<u64> {
     None
 }
 
+/// Whether it is a workload whose cgroup was there before it.
 #[inline(always)]
-fn is_outside(id: u64) -> bool {
+pub fn is_outside(id: u64) -> bool {
     // SAFETY: the reference is not kept across an update of the map.
     unsafe { WORKLOADS.get(id) }.is_some_and(|state| state.flags & workload_flag::OUTSIDE != 0)
 }

@@ -12,6 +12,7 @@ mod cgroup;
 mod error;
 mod govern;
 mod instance;
+mod label;
 pub mod launch;
 pub mod listen;
 mod mounts;
@@ -29,7 +30,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use agent_abi::{ABI_VERSION, Config, workload_flag};
+use agent_abi::{ABI_VERSION, Config, task_flag, workload_flag};
 use policies::{AgentId, WorkloadId};
 
 pub use error::EnforceError;
@@ -176,6 +177,7 @@ impl Enforcement {
 
         let log = programs_log(&mut object);
         let next_number = readmit(&tree, &outside, &mut maps)?;
+        label_all(&tree, &outside, &maps)?;
         for path in other_versions {
             pins::remove_pins(&path)?;
         }
@@ -481,6 +483,20 @@ fn readmit(tree: &Tree, outside: &[Outside], maps: &mut Maps) -> Result<u64, Enf
         next = next.max(name.number.saturating_add(1));
     }
     Ok(next)
+}
+
+/// Labels whoever an earlier version governed, by its cgroup or under labels that nobody reads any more.
+fn label_all(tree: &Tree, outside: &[Outside], maps: &Maps) -> Result<(), EnforceError> {
+    for directory in tree.workloads()? {
+        let flags = task_flag::ARMED;
+        label::label_processes(&maps.tasks, directory.id, &directory.path, flags)?;
+    }
+    for workload in outside {
+        if workload.open()?.is_some() {
+            label::label_processes(&maps.tasks, workload.id, &workload.path, 0)?;
+        }
+    }
+    Ok(())
 }
 
 /// The programs' log. Losing it loses words, never an enforcement: its absence is no error.

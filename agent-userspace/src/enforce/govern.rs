@@ -13,7 +13,7 @@ use super::instance::WorkloadName;
 use super::object::Maps;
 use super::outside::{self, Gone, Outside, Unfit};
 use super::pins::Pins;
-use super::{Admitted, Enforcement, attach};
+use super::{Admitted, Enforcement, attach, label};
 
 impl Enforcement {
     /// Makes a cgroup that is there already (a unit's, a container's, a pod's) a workload of `agent`, with all that lies below it.
@@ -81,6 +81,7 @@ impl Enforcement {
         publish_levels(&self.outside, &mut self.maps)?;
         let pins = workload.pins(&self.pins);
         attach::attach_outside(&mut self.object, &workload.path, open, &pins)?;
+        label::label_processes(&self.maps.tasks, id, &workload.path, 0)?;
         self.maps
             .set_workload(id, workload_flag::OUTSIDE | workload_flag::ADMITTED)
     }

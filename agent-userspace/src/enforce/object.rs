@@ -91,6 +91,7 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, EnforceError> {
     loader.allow_unsupported_maps();
     let places = types::places().unwrap_or_default();
     for (name, place) in [
+        ("TASK_ATOMIC_FLAGS", &places.task_atomic_flags),
         ("TASK_GROUP_LEADER", &places.task_group_leader),
         ("TASK_CGROUPS", &places.task_cgroups),
         ("CSS_SET_DFL_CGRP", &places.css_set_dfl_cgrp),
@@ -138,6 +139,7 @@ fn check(
 pub(super) struct Maps {
     pub(super) accepted: MapData,
     pub(super) flows: MapData,
+    pub(super) tasks: MapData,
     config: Array<MapData, Wire<Config>>,
     literals: HashMap<MapData, Address, u8>,
     refusals: PerCpuArray<MapData, u64>,
@@ -150,6 +152,7 @@ impl Maps {
         Ok(Self {
             accepted: open(pins, "ACCEPTED")?,
             flows: open(pins, "FLOWS")?,
+            tasks: open(pins, "TASKS")?,
             config: typed(pins, "CONFIG", Map::Array)?,
             literals: typed(pins, "LITERALS", Map::HashMap)?,
             refusals: typed(pins, "REFUSALS", Map::PerCpuArray)?,

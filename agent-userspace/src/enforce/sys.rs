@@ -1,4 +1,4 @@
-//! The bpf(2) calls that aya does not offer: updating a link in place, asking what it is attached to, and links of socket options.
+//! The bpf(2) calls that aya does not offer: updating a link in place, asking what it is attached to, links of socket options, and storage of tasks.
 //! Place on the path: adoption of pins by a new daemon.
 //! INVARIANT: each call passes a zeroed attribute block at least as long as the kernel's fields for that command.
 
@@ -56,6 +56,24 @@ pub(super) fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
     attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Makes the value that a task storage keeps with a process's first thread; EEXIST if there is one.
+pub(super) fn task_storage_make(
+    map: BorrowedFd<'_>,
+    process: BorrowedFd<'_>,
+    label: &agent_abi::Task,
+) -> io::Result<()> {
+    /// `BPF_NOEXIST`.
+    const NO_EXIST: u64 = 1;
+    let key = process.as_raw_fd();
+    // SAFETY: all-zero bytes are a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(label) as u64;
+    attr.__bindgen_anon_2.flags = NO_EXIST;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
 /// Replaces the program of a cgroup link. There is no moment without a program.

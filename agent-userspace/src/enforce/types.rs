@@ -17,6 +17,7 @@ const DEPTH: u32 = 4;
 /// Bytes from the beginning of each structure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Places {
+    pub(super) task_atomic_flags: u64,
     pub(super) task_group_leader: u64,
     pub(super) task_cgroups: u64,
     pub(super) css_set_dfl_cgrp: u64,
@@ -112,6 +113,7 @@ impl<'a> Types<'a> {
 
     fn places(&self) -> Result<Places, TypesError> {
         Ok(Places {
+            task_atomic_flags: self.place("task_struct", "atomic_flags")?,
             task_group_leader: self.place("task_struct", "group_leader")?,
             task_cgroups: self.place("task_struct", "cgroups")?,
             css_set_dfl_cgrp: self.place("css_set", "dfl_cgrp")?,

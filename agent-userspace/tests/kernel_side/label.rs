@@ -8,6 +8,7 @@ use agent_userspace::enforce::{Mode, RefusalKind};
 use agent_userspace::layers::LayerState;
 
 use crate::host::{EPERM, Host};
+use crate::outside::{Elsewhere, govern, top};
 use crate::puppet::{Answer, Puppet};
 
 const SIGKILL: Option<i32> = Some(libc::SIGKILL);
@@ -34,12 +35,6 @@ impl Stops {
             _ => panic!("{layer:?}"),
         }
     }
-}
-
-/// The top of the hierarchy, where nobody is governed.
-fn outside(host: &mut Host) -> PathBuf {
-    let agents = host.enforcement().agents_cgroup();
-    agents.parent().unwrap().parent().unwrap().to_owned()
 }
 
 fn sockets(puppet: &mut Puppet) -> Vec<Answer> {
@@ -80,7 +75,7 @@ fn full_mode_is_reached_where_the_kernel_runs_bpf_lsm() {
 fn a_task_keeps_its_label_through_fork_exec_and_moves() {
     let mut host = Host::start();
     let stops = Stops::at(&mut host);
-    let outside = outside(&mut host);
+    let outside = top(&mut host);
     // The control: the same family of processes, moved likewise, but never governed.
     let (_parent, mut free) = Puppet::start_and_bear(&outside);
     free.enter(&outside);
@@ -106,7 +101,7 @@ fn a_task_keeps_its_label_through_fork_exec_and_moves() {
 fn a_task_that_is_moved_out_uses_neither_its_sockets_nor_others() {
     let mut host = Host::start();
     let stops = Stops::at(&mut host);
-    let outside = outside(&mut host);
+    let outside = top(&mut host);
     let admitted = host.admit("acme/support");
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -153,7 +148,7 @@ fn a_task_of_one_workload_is_nothing_in_another() {
 #[test]
 fn a_task_that_leaves_its_workload_is_killed() {
     let mut host = Host::start();
-    let outside = outside(&mut host);
+    let outside = top(&mut host);
     let (mut workload, id) = host.workload();
     let inner = workload_path(&mut host, id).join("inner");
     std::fs::create_dir(&inner).unwrap();
@@ -173,7 +168,7 @@ fn a_task_that_leaves_its_workload_is_killed() {
 #[test]
 fn a_task_that_moves_another_out_of_its_workload_is_killed() {
     let mut host = Host::start();
-    let outside = outside(&mut host);
+    let outside = top(&mut host);
     let (workload, id) = host.workload();
     let path = workload_path(&mut host, id);
     let mut mover = Puppet::start(Some(&path));
@@ -191,7 +186,7 @@ fn workload_path(host: &mut Host, id: policies::WorkloadId) -> PathBuf {
 fn a_task_starts_nothing_outside_its_workload() {
     let mut host = Host::start();
     let stops = Stops::at(&mut host);
-    let outside = outside(&mut host);
+    let outside = top(&mut host);
     let clone = format!("clone_into {}", outside.display());
     let child_says = |errno: &str| Ok(vec!["child".to_owned(), errno.to_owned()]);
     // The control.
@@ -217,7 +212,7 @@ fn a_task_starts_nothing_outside_its_workload() {
 fn a_task_that_was_moved_out_starts_and_executes_nothing() {
     let mut host = Host::start();
     let stops = Stops::at(&mut host);
-    let outside = outside(&mut host);
+    let outside = top(&mut host);
     let (mut workload, _) = host.workload();
     // The control: in its place, it may.
     workload.ask("fork").unwrap();
@@ -252,7 +247,7 @@ fn a_task_that_was_moved_out_starts_and_executes_nothing() {
 fn a_label_outlives_the_daemon_and_is_taken_over() {
     let mut host = Host::start();
     let stops = Stops::at(&mut host);
-    let outside = outside(&mut host);
+    let outside = top(&mut host);
     let (mut workload, _) = host.workload();
     host.die();
     workload.enter(&outside);
@@ -260,4 +255,43 @@ fn a_label_outlives_the_daemon_and_is_taken_over() {
     host.adopt();
     assert_eq!(sockets(&mut workload), refused(stops));
     assert_eq!(Stops::at(&mut host) as u8, stops as u8);
+}
+
+#[test]
+fn a_process_that_was_there_before_its_cgroup_was_governed_has_its_label() {
+    let mut host = Host::start();
+    let stops = Stops::at(&mut host);
+    let outside = top(&mut host);
+    let elsewhere = Elsewhere::make(&mut host);
+    let inner = elsewhere.below("inner");
+    let mut moved = Puppet::start(Some(&inner));
+    let mut leaves = Puppet::start(Some(&elsewhere.0));
+    // The control: before, who is moved out is as free as before.
+    moved.enter(&outside);
+    assert_eq!(sockets(&mut moved), vec![Ok(vec![]); 2]);
+    moved.enter(&inner);
+
+    govern(&mut host, "acme/support", &elsewhere.0);
+    assert_eq!(sockets(&mut moved), vec![Ok(vec![]); 2]);
+    moved.enter(&outside);
+    assert_eq!(sockets(&mut moved), refused(stops));
+    leaves.tell(&format!("go {}", outside.display()));
+    assert_eq!(leaves.signal(), SIGKILL);
+}
+
+#[test]
+fn the_next_daemon_labels_whom_it_finds() {
+    let mut host = Host::start();
+    let stops = Stops::at(&mut host);
+    let outside = top(&mut host);
+    let (mut workload, _) = host.workload();
+    host.die();
+    // As after an upgrade to another version of the maps: nobody has a label.
+    let pins = PathBuf::from("/sys/fs/bpf").join(host.settings.instance.as_str());
+    for entry in std::fs::read_dir(pins).unwrap() {
+        std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    host.adopt();
+    workload.enter(&outside);
+    assert_eq!(sockets(&mut workload), refused(stops));
 }

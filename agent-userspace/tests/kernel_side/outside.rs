@@ -13,10 +13,10 @@ use crate::host::{ECONNREFUSED, EPERM, Host, pool6};
 use crate::puppet::Puppet;
 
 /// A cgroup that is not the instance's; removed with what lies below it.
-struct Elsewhere(PathBuf);
+pub(crate) struct Elsewhere(pub(crate) PathBuf);
 
 impl Elsewhere {
-    fn make(host: &mut Host) -> Elsewhere {
+    pub(crate) fn make(host: &mut Host) -> Elsewhere {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("elsewhere-{}-{number}", std::process::id());
@@ -25,7 +25,7 @@ impl Elsewhere {
         Elsewhere(path)
     }
 
-    fn below(&self, name: &str) -> PathBuf {
+    pub(crate) fn below(&self, name: &str) -> PathBuf {
         let path = self.0.join(name);
         fs::create_dir_all(&path).unwrap();
         path
@@ -57,12 +57,12 @@ fn remove(path: &Path) {
 }
 
 /// The root of the hierarchy.
-fn top(host: &mut Host) -> PathBuf {
+pub(crate) fn top(host: &mut Host) -> PathBuf {
     let agents = host.enforcement().agents_cgroup();
     agents.parent().unwrap().parent().unwrap().to_owned()
 }
 
-fn govern(host: &mut Host, agent: &str, cgroup: &Path) -> Admitted {
+pub(crate) fn govern(host: &mut Host, agent: &str, cgroup: &Path) -> Admitted {
     let agent = agent.parse().unwrap();
     host.enforcement().govern(&agent, cgroup).unwrap()
 }

@@ -4,6 +4,7 @@
 use agent_userspace::enforce::RefusalKind;
 
 use crate::host::{EPERM, Host};
+use crate::outside::{Elsewhere, govern};
 use crate::puppet::Puppet;
 use crate::ring::SQPOLL;
 
@@ -25,6 +26,20 @@ fn lsm_a_program_of_a_workload_has_no_privileges() {
     let mut taken = Puppet::start(None);
     taken.enter(&admitted.path);
     assert_eq!(taken.ask("new_netns"), refused);
+}
+
+#[test]
+fn lsm_a_workload_elsewhere_has_no_privileges_once_it_renounced_them() {
+    let mut host = Host::start();
+    let live = host.is_live("lsm_capable");
+    let elsewhere = Elsewhere::make(&mut host);
+    govern(&mut host, "acme/support", &elsewhere.0);
+    // The control: a runtime's own helper, executed in there, still has things to set up.
+    let (_runtime, mut helper) = Puppet::start_and_bear(&elsewhere.0);
+    helper.ask("new_netns").unwrap();
+    let (_runtime, mut program) = Puppet::start_act_and_bear(&elsewhere.0, "renounce");
+    let refused = if live { Err(EPERM) } else { Ok(vec![]) };
+    assert_eq!(program.ask("new_netns"), refused);
 }
 
 #[test]

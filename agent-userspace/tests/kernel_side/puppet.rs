@@ -53,10 +53,16 @@ impl Puppet {
 
     /// Starts a process, in the test's own cgroup, that enters `cgroup` and then bears another one, by fork and exec.
     pub(crate) fn start_and_bear(cgroup: &Path) -> (Puppet, Puppet) {
+        Puppet::start_act_and_bear(cgroup, "greet")
+    }
+
+    /// The same, with something to do before.
+    pub(crate) fn start_act_and_bear(cgroup: &Path, act: &str) -> (Puppet, Puppet) {
         let mut parent = Puppet::start(None);
         let (ours, theirs) = strings();
         parent.hand("take_strings", &[theirs.as_fd()]).unwrap();
         parent.ask(&format!("go {}", cgroup.display())).unwrap();
+        parent.ask(act).unwrap();
         let pid = parent.ask("bear").unwrap()[0].parse().unwrap();
         let mut child = Puppet {
             child: None,
@@ -360,6 +366,10 @@ impl Limbs {
             ["take_strings"] => {
                 super::host::say_ready()?;
                 self.strings = super::host::receive_fds(rustix::stdio::stdin())?.pop();
+                Ok(String::new())
+            }
+            ["renounce"] => {
+                rustix::thread::set_no_new_privs(true)?;
                 Ok(String::new())
             }
             ["bear"] => {
