@@ -3,6 +3,7 @@
 //! INVARIANT: only numbers are read (a read that fails gives none); the one pointer that is used, a task's leader, is of a type that the verifier knows.
 
 use core::ffi::c_void;
+use core::ptr;
 
 use aya_ebpf::Global;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
@@ -61,9 +62,10 @@ pub struct Cgroup(*const c_void);
 impl Cgroup {
     /// Where a task is, which need not be the current one.
     #[inline(always)]
-    pub fn of(task: *mut c_void) -> Option<Self> {
-        let set: *const c_void = field(task, TASK_CGROUPS.load())?;
-        field(set, CSS_SET_DFL_CGRP.load()).map(Self)
+    pub fn of(task: *mut c_void) -> Self {
+        let set: Option<*const c_void> = field(task, TASK_CGROUPS.load());
+        let cgroup = set.and_then(|set| field(set, CSS_SET_DFL_CGRP.load()));
+        Self(cgroup.unwrap_or(ptr::null()))
     }
 
     /// The id of its ancestor at this level, itself included; 0 where it lies higher up.

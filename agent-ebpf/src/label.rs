@@ -11,7 +11,7 @@ use aya_ebpf::macros::{btf_tracepoint, lsm};
 use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
 
 use crate::kernel::{self, Cgroup};
-use crate::maps::{self, TASKS};
+use crate::maps::{self, IN_NONE, TASKS};
 use crate::verdict::{Refusal, Subject, report};
 
 /// `CLONE_INTO_CGROUP`, Linux 5.7.
@@ -55,7 +55,7 @@ pub fn label_attach(ctx: BtfTracePointContext) -> i32 {
     let workload = label.read().workload;
     if workload != here {
         refuse(&ctx, workload);
-        if of_current().is_some() {
+        if of_current().workload != 0 {
             kill();
         }
     }
@@ -70,12 +70,13 @@ pub fn label_birth(ctx: BtfTracePointContext) -> i32 {
     };
     let child: *mut c_void = ctx.arg(0);
     let here = workload_at(config, child);
-    let Some(parent) = of_current() else {
+    let parent = of_current();
+    if parent.workload == 0 {
         if here != 0 {
             write(&ctx, child, here, 0);
         }
         return 0;
-    };
+    }
     write(&ctx, child, parent.workload, parent.flags);
     if parent.workload != here {
         refuse(&ctx, parent.workload);
@@ -147,28 +148,34 @@ pub fn standing() -> Standing {
         return Standing::Free;
     };
     let here = maps::current_place(config);
-    match of_current() {
-        Some(label) if here == Some(label.workload) => Standing::Of(label.workload),
-        Some(label) => Standing::Strayed(label.workload),
-        None => here.map_or(Standing::Free, Standing::Of),
+    let label = of_current().workload;
+    if label != 0 && label != here {
+        return Standing::Strayed(label);
+    }
+    match here {
+        0 => Standing::Free,
+        IN_NONE => Standing::Of(0),
+        workload => Standing::Of(workload),
     }
 }
 
-/// The label of the current task: its own, or its process's where a whole process was labelled at once.
+/// The label of the current task: its own, or its process's where a whole process was labelled at once. All-zero is none.
 #[inline(always)]
-pub fn of_current() -> Option<Task> {
-    let label = TASKS.get(kernel::current());
-    label
-        .or_else(|| TASKS.get(kernel::current_leader()))
-        .map(maps::Slot::read)
+pub fn of_current() -> Task {
+    if let Some(own) = TASKS.get(kernel::current()) {
+        return own.read();
+    }
+    match TASKS.get(kernel::current_leader()) {
+        Some(label) => label.read(),
+        None => Task::default(),
+    }
 }
 
 /// Gives the current task a label of its own, where it has its process's.
 #[inline(always)]
 fn keep<C: EbpfContext>(ctx: &C) {
-    if TASKS.get(kernel::current()).is_none()
-        && let Some(label) = of_current()
-    {
+    let label = of_current();
+    if label.workload != 0 {
         write(ctx, kernel::current(), label.workload, label.flags);
     }
 }
@@ -209,9 +216,11 @@ fn write<C: EbpfContext>(ctx: &C, task: *mut c_void, workload: u64, flags: u32) 
 /// The workload that a task, which need not be the current one, is in by its cgroup; 0 is none.
 #[inline(always)]
 fn workload_at(config: &Config, task: *mut c_void) -> u64 {
-    Cgroup::of(task)
-        .and_then(|cgroup| maps::place(config, |level| cgroup.ancestor(level)))
-        .unwrap_or(0)
+    let cgroup = Cgroup::of(task);
+    match maps::place(config, |level| cgroup.ancestor(level)) {
+        IN_NONE => 0,
+        id => id,
+    }
 }
 
 #[inline(always)]

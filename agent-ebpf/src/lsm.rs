@@ -22,6 +22,8 @@ const NETLINK_ROUTE: i32 = 0;
 /// Where `struct socket` keeps its `struct sock`, on every 64-bit kernel so far. The verifier knows the type of what is there:
 /// were it anything else, the programs below would not load, and their layers would be absent.
 const SOCK_OF_SOCKET: usize = 24;
+/// No cgroup's id.
+const STRAYED: u64 = u64::MAX - 1;
 pub const EPERM: i32 = 1;
 
 /// Families that never reach a cgroup hook (packet, vsock, XDP, netlink); none at all for a task outside its workload's cgroup.
@@ -127,8 +129,9 @@ pub fn file_receive(ctx: LsmContext) -> i32 {
 #[lsm(hook = "unix_stream_connect")]
 pub fn unix_stream_connect(ctx: LsmContext) -> i32 {
     let (other, accepted): (*mut c_void, *mut c_void) = (ctx.arg(1), ctx.arg(2));
-    let Some(mine) = mine() else {
-        return stray(&ctx);
+    let mine = match mine() {
+        STRAYED => return stray(&ctx),
+        mine => mine,
     };
     let theirs = workload_of(other);
     if mine == 0 && theirs == 0 {
@@ -147,8 +150,9 @@ pub fn unix_stream_connect(ctx: LsmContext) -> i32 {
 /// Datagrams likewise.
 #[lsm(hook = "unix_may_send")]
 pub fn unix_may_send(ctx: LsmContext) -> i32 {
-    let Some(mine) = mine() else {
-        return stray(&ctx);
+    let mine = match mine() {
+        STRAYED => return stray(&ctx),
+        mine => mine,
     };
     if mine == workload_of(sock_of(ctx.arg(1))) {
         return 0;
@@ -206,15 +210,15 @@ fn may_exist(family: i32, protocol: i32) -> bool {
         || (family == AF_NETLINK && protocol == NETLINK_ROUTE)
 }
 
-/// The workload of the current task; 0 for everybody else, and none for a task outside its workload's cgroup. A governed
-/// task in no workload is told apart from all of them.
+/// The workload of the current task; 0 for everybody else, and [`STRAYED`] outside its workload's cgroup. A governed task in no
+/// workload is told apart from all of them.
 #[inline(always)]
-fn mine() -> Option<u64> {
+fn mine() -> u64 {
     match standing() {
-        Standing::Free => Some(0),
-        Standing::Of(0) => Some(u64::MAX),
-        Standing::Of(workload) => Some(workload),
-        Standing::Strayed(_) => None,
+        Standing::Free => 0,
+        Standing::Of(0) => u64::MAX,
+        Standing::Of(workload) => workload,
+        Standing::Strayed(_) => STRAYED,
     }
 }
 

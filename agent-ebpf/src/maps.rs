@@ -214,31 +214,41 @@ pub fn current_workload(config: &Config) -> Result<u64, Refusal> {
     Ok(workload)
 }
 
+/// The place of a governed task that is in no workload.
+pub const IN_NONE: u64 = u64::MAX;
+
 /// The workload's directory that the current task lies under, admitted or not; 0 is none.
 #[inline(always)]
 pub fn current_id(config: &Config) -> u64 {
-    place(config, ancestor).unwrap_or(0)
+    match current_place(config) {
+        IN_NONE => 0,
+        id => id,
+    }
 }
 
 /// Whether the current task is in any workload's hands, admitted or not.
 #[inline(always)]
 pub fn is_governed(config: &Config) -> bool {
-    place(config, ancestor).is_some()
+    current_place(config) != 0
 }
 
 /// Where the current task is: see [`place`].
 #[inline(always)]
-pub fn current_place(config: &Config) -> Option<u64> {
+pub fn current_place(config: &Config) -> u64 {
     place(config, ancestor)
 }
 
-/// Where a task is, by the cgroups above it: the workload that it lies in, 0 where it lies in none but under the directory of
-/// all workloads, or nothing for who is not governed. Without workloads elsewhere that is one comparison for everybody else.
+/// Where a task is, by the cgroups above it: the workload that it lies in, [`IN_NONE`] where it lies in none but under the
+/// directory of all workloads, or 0 for who is not governed. Without workloads elsewhere that is one comparison for everybody
+/// else. A number, not an `Option`: compilers compare what a `None` would hold, and the verifier sees it was never written.
 #[inline(always)]
-pub fn place(config: &Config, ancestor: impl Fn(u32) -> u64) -> Option<u64> {
+pub fn place(config: &Config, ancestor: impl Fn(u32) -> u64) -> u64 {
     let (level, agents) = (config.workload_level, config.agents);
     if level != 0 && agents != 0 && ancestor(level - 1) == agents {
-        return Some(ancestor(level));
+        return match ancestor(level) {
+            0 => IN_NONE,
+            id => id,
+        };
     }
     for level in config.outside_levels {
         if level == 0 {
@@ -246,10 +256,10 @@ pub fn place(config: &Config, ancestor: impl Fn(u32) -> u64) -> Option<u64> {
         }
         let id = ancestor(u32::from(level));
         if is_outside(id) {
-            return Some(id);
+            return id;
         }
     }
-    None
+    0
 }
 
 /// Whether it is a workload whose cgroup was there before it.

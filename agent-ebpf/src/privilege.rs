@@ -61,9 +61,7 @@ pub fn no_capability(ctx: LsmContext) -> i32 {
     if capability > 63 || (1 << capability) & REFUSED == 0 {
         return 0;
     }
-    let Some(label) = of_current() else {
-        return 0;
-    };
+    let label = of_current();
     if label.flags & task_flag::ARMED == 0 {
         return 0;
     }

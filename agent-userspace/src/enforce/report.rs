@@ -189,7 +189,12 @@ fn label(tried: &Tried) -> LayerReport {
         return report;
     }
     report.state = LayerState::Degraded;
-    report.leaves_open.extend(lsm.leaves_open);
+    let (_, _, moved) = STRAY_LSM;
+    match lsm.state {
+        // Only the programs on sockets are missing.
+        LayerState::Live => report.leaves_open.push(moved.to_owned()),
+        LayerState::Absent | LayerState::Degraded => report.leaves_open.extend(lsm.leaves_open),
+    }
     let stray = tried_layer(&STRAY, tried);
     if stray.state == LayerState::Live {
         report.leaves_open.push(STRAY_OTHERS.to_owned());

@@ -81,6 +81,41 @@ fn lsm_a_socket_connected_outside_sends_nothing_from_a_workload() {
 }
 
 #[test]
+fn lsm_a_socket_born_outside_takes_no_port_and_no_connection() {
+    let mut host = Host::start();
+    let live = host.is_live("lsm_socket");
+    let mut stray = Puppet::start(None);
+    let acts = |stray: &mut Puppet| {
+        let mut made = || stray.ask("tcp 4").unwrap()[0].clone();
+        let (unbound, bound) = (made(), made());
+        stray.ask(&format!("bindwith {bound} 127.0.0.1:0")).unwrap();
+        let (listening, port) = stray.listen("127.0.0.1:0");
+        let waiting = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let commands = [
+            format!("bindwith {unbound} 127.0.0.1:0"),
+            format!("listenwith {bound}"),
+            format!("accept {listening}"),
+        ];
+        (commands, waiting)
+    };
+    // The control: the same process, before it is governed.
+    let (free, _waiting) = acts(&mut stray);
+    for act in &free {
+        stray.ask(act).unwrap();
+    }
+
+    let (governed, _waiting) = acts(&mut stray);
+    let admitted = host.admit("acme/support");
+    stray.enter(&admitted.path);
+    for act in &governed {
+        let answer = stray.ask(act);
+        assert_eq!(answer.err(), live.then_some(EPERM), "{act}");
+    }
+    let counted = host.refusals(RefusalKind::SocketForeign);
+    assert_eq!(counted, if live { 3 } else { 0 });
+}
+
+#[test]
 fn lsm_a_workload_receives_no_socket_from_outside() {
     let mut host = Host::start();
     let live = host.is_live("lsm_socket");

@@ -29,6 +29,26 @@ fn lsm_a_program_of_a_workload_has_no_privileges() {
 }
 
 #[test]
+fn lsm_the_launcher_has_its_privileges_until_it_executes() {
+    let mut host = Host::start();
+    let admitted = host.admit("acme/support");
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("run")).unwrap();
+    let mut launcher = Puppet::start(None);
+    let launch = format!(
+        "launch {} {}",
+        admitted.path.display(),
+        directory.path().display()
+    );
+    assert_eq!(launcher.ask(&launch), Ok(vec!["7".to_owned()]));
+    assert_eq!(host.refusals(RefusalKind::Capability), 0);
+    assert_eq!(host.refusals(RefusalKind::Label), 0);
+    // The launcher is as free as before.
+    launcher.ask("new_netns").unwrap();
+    host.enforcement().retire(admitted.id).unwrap();
+}
+
+#[test]
 fn lsm_a_workload_elsewhere_has_no_privileges_once_it_renounced_them() {
     let mut host = Host::start();
     let live = host.is_live("lsm_capable");

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -75,7 +75,15 @@ impl Puppet {
 
     /// Waits for the signal that ends the process.
     pub(crate) fn signal(&mut self) -> Option<i32> {
-        self.child.as_mut().unwrap().wait().unwrap().signal()
+        let child = self.child.as_mut().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.signal();
+            }
+            assert!(Instant::now() < deadline, "the puppet lives on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Moves the process into another cgroup; its sockets stay where they were born.
@@ -232,6 +240,12 @@ impl Limbs {
                 self.socket(index).connect(&to.into())?;
                 Ok(String::new())
             }
+            ["bindwith", index, at] => {
+                let at: SocketAddr = at.parse().unwrap();
+                self.socket(index).bind(&at.into())?;
+                Ok(String::new())
+            }
+            ["listenwith", index] => self.socket(index).listen(16).map(|()| String::new()),
             ["udpconnect", index, to] => {
                 let to: SocketAddr = to.parse().unwrap();
                 self.socket(index).connect(&to.into())?;
@@ -368,6 +382,7 @@ impl Limbs {
                 self.strings = super::host::receive_fds(rustix::stdio::stdin())?.pop();
                 Ok(String::new())
             }
+            ["launch", cgroup, directory] => super::task::launch(cgroup, directory),
             ["renounce"] => {
                 rustix::thread::set_no_new_privs(true)?;
                 Ok(String::new())

@@ -1,5 +1,5 @@
-//! What a puppet does with tasks: one more, here or in another cgroup.
-//! In the child only system calls happen: the puppet has other threads.
+//! What a puppet does with tasks: one more, here or in another cgroup, or one that is launched as `sluice run` does.
+//! In a child only system calls happen: the puppet has other threads.
 
 #![allow(
     unsafe_code,
@@ -11,8 +11,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use agent_userspace::enforce::launch::{self, Launch};
+
 /// `CLONE_INTO_CGROUP`, Linux 5.7.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Not a real certificate; the launcher only copies it.
+const ROOT: &str = "-----BEGIN CERTIFICATE-----\nU0xVSUNFIFRFU1Q=\n-----END CERTIFICATE-----\n";
 
 /// `struct clone_args` up to its `cgroup` field.
 #[repr(C)]
@@ -84,4 +89,28 @@ fn say_what_a_socket_says() -> ! {
         libc::write(0, answer.as_ptr().cast(), answer.len());
         libc::_exit(0)
     }
+}
+
+/// Launches a shell that ends with 7, and waits for it.
+pub(crate) fn launch(cgroup: &str, directory: &str) -> io::Result<String> {
+    let directory = Path::new(directory);
+    let launch = Launch {
+        command: ["/bin/sh", "-c", "exit 7"].map(Into::into).into(),
+        environment: std::env::vars_os().collect(),
+        directory: directory.to_owned(),
+        account: None,
+        cgroup: File::open(cgroup)?.into(),
+        netns: None,
+        root_pem: ROOT.to_owned(),
+        trust: Vec::new(),
+        nameserver: "198.18.0.1".parse().unwrap(),
+        runtime_dir: directory.join("run"),
+        hidden: Vec::new(),
+    };
+    let running = launch::start(launch).map_err(|error| {
+        eprintln!("{error}");
+        io::Error::other(error)
+    })?;
+    let code = running.wait().map_err(io::Error::other)?;
+    Ok(code.to_string())
 }
