@@ -9,7 +9,9 @@
 
 mod attach;
 mod cgroup;
+mod cut;
 mod error;
+mod freeze;
 mod govern;
 mod instance;
 mod label;
@@ -19,25 +21,31 @@ mod mounts;
 mod netns;
 pub(crate) mod object;
 mod outside;
+pub mod panic;
 mod pins;
 mod refusals;
 mod report;
 mod sys;
 mod types;
+mod upkeep;
+mod watch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use agent_abi::{ABI_VERSION, Config, task_flag, workload_flag};
+use agent_abi::{ABI_VERSION, Config, PANIC, task_flag, workload_flag};
 use policies::{AgentId, WorkloadId};
 
+pub use cut::Cut;
 pub use error::EnforceError;
 pub use instance::{Instance, NotAWorkload, WorkloadName};
 pub use netns::NetNamespace;
 pub use outside::{Gone, Unfit};
 pub use refusals::{Events, KernelRefusal, RefusalKind};
+pub use upkeep::Repaired;
+pub use watch::Fault;
 
 use crate::layers::{LayerReport, LayerState};
 use cgroup::Tree;
@@ -139,10 +147,13 @@ pub struct Enforcement {
     /// Workloads whose cgroup lies elsewhere, and those of them that nobody has been told are gone.
     outside: Vec<Outside>,
     gone: Vec<Gone>,
+    kept: watch::Kept,
+    /// Cgroups that stand still because of a repair.
+    frozen: Vec<PathBuf>,
     next_number: u64,
     /// Passes on what programs log; goes to the first reader of events.
     log: Mutex<Option<Flush>>,
-    /// Holds the programs; the pinned links keep them alive without it.
+    /// Holds the programs, for repairs; the pinned links keep them alive without it.
     object: aya::Ebpf,
 }
 
@@ -181,6 +192,12 @@ impl Enforcement {
         for path in other_versions {
             pins::remove_pins(&path)?;
         }
+        let mut kept = watch::Kept::of(&object, &tree, &pins, &tried)?;
+        for workload in &outside {
+            kept.add(&object, workload, &pins)?;
+        }
+        // A daemon that died during a repair has left them standing still. No cgroup.freeze, nobody frozen.
+        let _never_frozen = freeze::thaw(tree.agents());
         Ok(Self {
             tree,
             pins,
@@ -188,17 +205,20 @@ impl Enforcement {
             tried,
             outside,
             gone,
+            kept,
+            frozen: Vec::new(),
             next_number,
             log: Mutex::new(log),
             object,
         })
     }
 
-    /// Lets governed processes reach the proxy and the resolver. The last step of a start.
+    /// Lets governed processes reach the proxy and the resolver. The last step of a start. In a panic they still reach nothing.
     pub fn publish(&mut self, ports: Ports) -> Result<(), EnforceError> {
         let config = self.maps.config()?;
+        let enabled = if config.enabled == PANIC { PANIC } else { 1 };
         self.maps.set_config(Config {
-            enabled: 1,
+            enabled,
             proxy_port: ports.proxy,
             resolver_port: ports.resolver,
             ..config
@@ -387,15 +407,15 @@ impl Enforcement {
         }
         if populated {
             let config = self.maps.config()?;
-            self.maps.set_config(Config {
-                enabled: 0,
-                ..config
-            })?;
+            let enabled = if config.enabled == PANIC { PANIC } else { 0 };
+            self.maps.set_config(Config { enabled, ..config })?;
             return Ok(Stopped::LeftDenying);
         }
         for directory in workloads {
             cgroup::remove_tree(&directory.path)?;
         }
+        // Somebody may have removed what is to be removed.
+        self.pins.restore()?;
         for workload in &self.outside {
             workload.forget(&self.pins)?;
         }

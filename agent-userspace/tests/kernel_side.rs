@@ -33,6 +33,8 @@ mod foreign;
 mod inbound;
 #[path = "kernel_side/label.rs"]
 mod label;
+#[path = "kernel_side/limits.rs"]
+mod limits;
 #[path = "kernel_side/lsm.rs"]
 mod lsm;
 #[path = "kernel_side/names.rs"]
@@ -47,6 +49,8 @@ mod outside;
 mod privilege;
 #[path = "kernel_side/refusal.rs"]
 mod refusal;
+#[path = "kernel_side/upkeep.rs"]
+mod upkeep;
 
 /// Not a test: the body of the processes that the tests start, in their own cgroups and with their own user.
 #[test]

@@ -29,7 +29,7 @@ pub const PROTOCOL_UDP: u32 = 17;
 pub struct Config {
     /// Must equal [`ABI_VERSION`].
     pub version: u32,
-    /// 1 when the ports are published; anything else denies.
+    /// 1 when the ports are published; anything else denies, [`PANIC`] until somebody lifts it.
     pub enabled: u32,
     /// The ancestor level of a workload's cgroup, counted from the root of the hierarchy (level 0).
     pub workload_level: u32,
@@ -54,6 +54,10 @@ pub struct Config {
     /// The ancestor levels at which workloads lie whose cgroup is elsewhere ([`workload_flag::OUTSIDE`]); the first 0 ends the list.
     pub outside_levels: [u8; MAX_OUTSIDE_LEVELS],
 }
+
+/// [`Config::enabled`] of a host whose operator has stopped every agent. INVARIANT: `version` and `enabled` are the first
+/// two words of the configuration in every version, so that any `sluice panic` stops what any daemon left.
+pub const PANIC: u32 = 2;
 
 /// Where a connection or datagram of a workload wanted to go. `family == 0` means none is known.
 #[repr(C)]

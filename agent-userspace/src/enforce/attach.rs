@@ -67,7 +67,7 @@ const TRACEPOINTS: [(&str, &str); 4] = [
 ];
 
 /// Programs at the root that know the label: task storage in such programs came later than everything else here.
-const STRAY: [&str; 5] = [
+pub(super) const STRAY: [&str; 5] = [
     "stray_create",
     "stray_connect4",
     "stray_connect6",
@@ -105,7 +105,7 @@ pub(super) type Tried = Vec<(&'static str, Result<(), String>)>;
 pub(super) fn attach_all(object: &mut Ebpf, tree: &Tree, pins: &Pins) -> Result<(), EnforceError> {
     for (name, place) in PROGRAMS {
         let program = program(object, name)?;
-        load(program).map_err(|source| EnforceError::Load {
+        once(load(program)).map_err(|source| EnforceError::Load {
             program: Some(name),
             source: Box::new(source),
         })?;
@@ -129,7 +129,7 @@ pub(super) fn attach_outside(
 }
 
 /// The programs that each workload is under.
-fn of_workloads() -> impl Iterator<Item = (&'static str, Place)> {
+pub(super) fn of_workloads() -> impl Iterator<Item = (&'static str, Place)> {
     PROGRAMS
         .into_iter()
         .filter(|(_, place)| *place == Place::Agents)
@@ -179,7 +179,7 @@ fn try_tracepoint(
         .ok_or("the program is missing")?
         .try_into()
         .map_err(|error| format!("{error}"))?;
-    program.load(point, types).map_err(refuses("load", name))?;
+    once(program.load(point, types)).map_err(refuses("load", name))?;
     let link = program.attach().map_err(refuses("attach", name))?;
     let link = program
         .take_link(link)
@@ -189,7 +189,7 @@ fn try_tracepoint(
 
 fn try_root(object: &mut Ebpf, tree: &Tree, pins: &Pins, name: &'static str) -> Result<(), String> {
     let program = program(object, name).map_err(|error| error.to_string())?;
-    load(program).map_err(refuses("load", name))?;
+    once(load(program)).map_err(refuses("load", name))?;
     let cgroup = cgroup::open(tree.root()).map_err(|error| error.to_string())?;
     attach(program, name, tree.root(), &cgroup, pins.version()).map_err(refuses("attach", name))
 }
@@ -206,7 +206,7 @@ fn try_lsm(
         .ok_or("the program is missing")?
         .try_into()
         .map_err(|error| format!("{error}"))?;
-    program.load(hook, types).map_err(refuses("load", name))?;
+    once(program.load(hook, types)).map_err(refuses("load", name))?;
     let link = program.attach().map_err(refuses("attach", name))?;
     let link = program
         .take_link(link)
@@ -256,7 +256,7 @@ pub(super) fn is_live(
     Ok(true)
 }
 
-fn directory(tree: &Tree, place: Place) -> &Path {
+pub(super) fn directory(tree: &Tree, place: Place) -> &Path {
     match place {
         Place::Agents => tree.agents(),
         Place::Proxy => tree.proxy(),
@@ -280,6 +280,14 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// A repair attaches what was loaded at the start.
+fn once(loaded: Result<(), ProgramError>) -> Result<(), ProgramError> {
+    match loaded {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        loaded => loaded,
     }
 }
 
@@ -372,7 +380,7 @@ fn refuses<E: std::error::Error>(act: &str, name: &str) -> impl FnOnce(E) -> Str
 }
 
 /// Links lie beside maps: a prefix keeps their names apart.
-fn link_name(program: &str) -> String {
+pub(super) fn link_name(program: &str) -> String {
     format!("link_{program}")
 }
 
@@ -389,7 +397,10 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-fn bpf_error(call: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EnforceError {
+pub(super) fn bpf_error(
+    call: &'static str,
+    path: &Path,
+) -> impl FnOnce(std::io::Error) -> EnforceError {
     let subject = path.display().to_string();
     move |source| EnforceError::Bpf {
         call,

@@ -46,20 +46,31 @@ pub(super) struct Directory {
 impl Tree {
     /// Finds the hierarchy and makes what is missing of the instance's directories.
     pub(super) fn make(instance: &Instance) -> Result<Self, EnforceError> {
+        let tree = Self::find(instance)?;
+        tree.restore()?;
+        Ok(tree)
+    }
+
+    /// Finds the hierarchy; the instance's directories may not be there.
+    pub(super) fn find(instance: &Instance) -> Result<Self, EnforceError> {
         let mount = mounts::cgroup2()?;
         let base = mount.point.join(instance.as_str());
-        let tree = Self {
+        Ok(Self {
             agents: base.join("agents"),
             proxy: base.join("proxy"),
             depth: mount.depth(),
             mounted: mount.root.trim_end_matches('/').to_owned(),
             root: mount.point,
             base,
-        };
-        for directory in [&tree.base, &tree.agents, &tree.proxy] {
+        })
+    }
+
+    /// Makes what is missing of the instance's directories.
+    pub(super) fn restore(&self) -> Result<(), EnforceError> {
+        for directory in [&self.base, &self.agents, &self.proxy] {
             make_dir(directory)?;
         }
-        Ok(tree)
+        Ok(())
     }
 
     /// The top of the hierarchy as far as it is mounted: everybody that this daemon can see lies under it.

@@ -56,6 +56,12 @@ pub enum EnforceError {
         /// The answer.
         source: io::Error,
     },
+    /// More literal addresses than the kernel side has room for; the former ones stay.
+    #[error(
+        "literals_full: connections name more IP addresses than the kernel side has room for ({})",
+        agent_abi::MAX_LITERALS
+    )]
+    LiteralsFull,
     /// The kernel does not take the object or a program of it; the verifier's words are in the source.
     #[error("the kernel refused the eBPF object{}", program.map(|p| format!(" (program `{p}`)")).unwrap_or_default())]
     Load {
@@ -87,6 +93,12 @@ pub enum EnforceError {
     /// A workload still has processes.
     #[error("workload {0} still has processes")]
     WorkloadAlive(WorkloadId),
+    /// As many workloads as the kernel side has room for live already.
+    #[error(
+        "workloads_full: {} workloads live on this host, and the kernel side has no room for more",
+        agent_abi::MAX_WORKLOADS
+    )]
+    WorkloadsFull,
     /// No such workload.
     #[error("there is no workload {0}")]
     WorkloadUnknown(WorkloadId),

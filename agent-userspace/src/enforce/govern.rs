@@ -42,7 +42,10 @@ impl Enforcement {
         // A crash after this leaves a record and no more than refusals: the next start puts the rest in force.
         workload.record(&self.pins)?;
         self.outside.push(workload.clone());
-        if let Err(error) = self.enforce(&workload, &open) {
+        let enforced = self
+            .enforce(&workload, &open)
+            .and_then(|()| self.kept.add(&self.object, &workload, &self.pins));
+        if let Err(error) = enforced {
             self.give_back(&workload)?;
             return Err(error);
         }
@@ -88,6 +91,7 @@ impl Enforcement {
 
     /// A crash in between leaves the record: the next start governs the cgroup again.
     fn give_back(&mut self, workload: &Outside) -> Result<(), EnforceError> {
+        self.kept.forget(workload.id);
         workload.forget(&self.pins)?;
         self.outside.retain(|other| other.id != workload.id);
         self.maps.remove_workload(workload.id)?;

@@ -2,6 +2,7 @@
 //! Place on the path: loaded once when a daemon starts; the maps are how it speaks to the kernel side from then on.
 //! INVARIANT: a pinned map is used only if its type and sizes are exactly this version's.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
@@ -27,7 +28,7 @@ unsafe impl Pod for Wire<Config> {}
 unsafe impl Pod for Wire<WorkloadState> {}
 
 /// The maps that are pinned, with what each must look like: key bytes, value bytes, entries.
-const PINNED: [(&str, MapType, usize, usize, u32); 10] = [
+pub(super) const PINNED: [(&str, MapType, usize, usize, u32); 10] = [
     (
         "ACCEPTED",
         MapType::SkStorage,
@@ -192,9 +193,15 @@ impl Maps {
 
     pub(super) fn set_workload(&mut self, id: u64, flags: u32) -> Result<(), EnforceError> {
         let state = Wire(WorkloadState { flags, pad: 0 });
-        self.workloads
-            .insert(id, state, 0)
-            .map_err(EnforceError::map("WORKLOADS"))
+        match self.workloads.insert(id, state, 0) {
+            Ok(()) => Ok(()),
+            Err(aya::maps::MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+            {
+                Err(EnforceError::WorkloadsFull)
+            }
+            Err(error) => Err(EnforceError::map("WORKLOADS")(error)),
+        }
     }
 
     pub(super) fn remove_workload(&mut self, id: u64) -> Result<(), EnforceError> {
@@ -204,20 +211,37 @@ impl Maps {
         }
     }
 
-    /// Makes the set of literal addresses exactly `wanted`: additions first, so that none is missing in between.
+    /// Makes the set of literal addresses exactly `wanted`: additions first, so that none is missing in between, unless
+    /// there is no room for both. More than there is room for change nothing.
     pub(super) fn set_literals(&mut self, wanted: &[IpAddr]) -> Result<(), EnforceError> {
-        let wanted: Vec<Address> = wanted.iter().map(|ip| address(*ip)).collect();
-        let present: Vec<Address> = self
+        let wanted: BTreeSet<Address> = wanted.iter().map(|ip| address(*ip)).collect();
+        let present: BTreeSet<Address> = self
             .literals
             .keys()
             .collect::<Result<_, _>>()
             .map_err(EnforceError::map("LITERALS"))?;
+        let room = agent_abi::MAX_LITERALS as usize;
+        if wanted.len() > room {
+            return Err(EnforceError::LiteralsFull);
+        }
+        let former: Vec<Address> = present.difference(&wanted).copied().collect();
+        let crowded = wanted.union(&present).count() > room;
+        if crowded {
+            self.remove_literals(&former)?;
+        }
         for addr in &wanted {
             self.literals
                 .insert(addr, 1, 0)
                 .map_err(EnforceError::map("LITERALS"))?;
         }
-        for addr in present.iter().filter(|addr| !wanted.contains(addr)) {
+        if !crowded {
+            self.remove_literals(&former)?;
+        }
+        Ok(())
+    }
+
+    fn remove_literals(&mut self, addresses: &[Address]) -> Result<(), EnforceError> {
+        for addr in addresses {
             self.literals
                 .remove(addr)
                 .map_err(EnforceError::map("LITERALS"))?;

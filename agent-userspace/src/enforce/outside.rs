@@ -210,6 +210,22 @@ pub(super) fn recorded(version: &Path, tree: &Tree) -> Result<Vec<Outside>, Enfo
     Ok(found)
 }
 
+/// Where the workloads lie that are recorded in a pin directory, for a reader beside a daemon: nothing is changed, and what
+/// cannot be read is left out.
+pub(super) fn places(version: &Path, tree: &Tree) -> Vec<PathBuf> {
+    let entries = fs::read_dir(version).into_iter().flatten().flatten();
+    let records = entries.filter_map(|entry| {
+        let directory = entry.file_name();
+        let id = directory.to_str()?.strip_prefix(PREFIX)?.to_owned();
+        let record = fs::read_link(entry.path().join(RECORD)).ok()?;
+        parse(&id, &record, tree)
+    });
+    records
+        .filter(|workload| matches!(workload.open(), Ok(Some(_))))
+        .map(|workload| workload.path)
+        .collect()
+}
+
 fn parse(id: &str, text: &Path, tree: &Tree) -> Option<Outside> {
     let (name, _) = text.to_str()?.split_once('/')?;
     let in_hierarchy = text.to_str()?.strip_prefix(name)?;

@@ -51,6 +51,18 @@ impl Pins {
         })
     }
 
+    /// Makes the directories again that somebody removed, and takes the lock again where it went with them.
+    pub(super) fn restore(&mut self) -> Result<(), EnforceError> {
+        make_dir(&self.base)?;
+        if !is_same(&self._lock, &self.base) {
+            let lock = File::open(&self.base).map_err(EnforceError::io("opening", &self.base))?;
+            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+                .map_err(|_held| EnforceError::InUse(self.base.display().to_string()))?;
+            self._lock = lock;
+        }
+        make_dir(&self.version)
+    }
+
     /// Where the map or link of this name is pinned.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.version.join(name)

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info};
 
 /// The attach type of the program on setsockopt().
 pub(super) const SETSOCKOPT: bpf_attach_type = bpf_attach_type::BPF_CGROUP_SETSOCKOPT;
@@ -17,8 +17,12 @@ pub(super) const SETSOCKOPT: bpf_attach_type = bpf_attach_type::BPF_CGROUP_SETSO
 /// What a link is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkInfo {
-    /// The id of the cgroup; 0 when that cgroup is gone, or the link is of another kind.
+    /// The id of the cgroup; 0 when that cgroup is gone, the link is detached, or it is of another kind.
     pub(super) cgroup: u64,
+    /// The id of the program in it.
+    pub(super) program: u32,
+    /// Its own id.
+    pub(super) link: u32,
 }
 
 /// Opens a pinned object.
@@ -105,7 +109,53 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     // SAFETY: plain integers, zero where the kernel wrote none.
     let cgroup = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
-    Ok(LinkInfo { cgroup })
+    Ok(LinkInfo {
+        cgroup,
+        program: info.prog_id,
+        link: info.id,
+    })
+}
+
+/// The id of a map.
+pub(super) fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(map_info(map)?.id)
+}
+
+/// How long a map's values are, in bytes.
+pub(super) fn map_value_size(map: BorrowedFd<'_>) -> io::Result<usize> {
+    Ok(map_info(map)?.value_size as usize)
+}
+
+fn map_info(map: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
+    // SAFETY: all-zero bytes are a valid `bpf_map_info`.
+    let mut info: bpf_map_info = unsafe { zeroed() };
+    // SAFETY: all-zero bytes are a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.info.bpf_fd = map.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_map_info>() as u32;
+    attr.info.info = (&raw mut info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// One value of a map, as bytes. `value` is as long as the map's values.
+pub(super) fn map_get(map: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr).map(drop)
+}
+
+/// Replaces one value of a map. `value` is as long as the map's values.
+pub(super) fn map_set(map: BorrowedFd<'_>, key: u32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -136,6 +136,14 @@ impl Host {
     pub(crate) fn refusals(&mut self, kind: RefusalKind) -> u64 {
         let counts = self.enforcement().refusals().unwrap();
         counts.iter().find(|(found, _)| *found == kind).unwrap().1
+    }
+
+    /// Where a map or link of this instance is pinned.
+    pub(crate) fn pin(&self, name: &str) -> PathBuf {
+        Path::new("/sys/fs/bpf")
+            .join(self.settings.instance.as_str())
+            .join(format!("v{}", agent_abi::ABI_VERSION))
+            .join(name)
     }
 
     /// How a layer stands.

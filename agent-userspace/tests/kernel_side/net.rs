@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -246,6 +246,39 @@ pub(crate) fn first_bpf_program() -> io::Result<()> {
             libc::SYS_bpf,
             BPF_PROG_GET_NEXT_ID,
             attr.as_mut_ptr(),
+            size_of_val(&attr),
+        ) as libc::c_int
+    })
+}
+
+/// Detaches a pinned link, as somebody with root's rights can: the pin stays, and leads nowhere.
+pub(crate) fn detach_link(pin: &std::path::Path) -> io::Result<()> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(pin.as_os_str().as_bytes()).unwrap();
+    let mut attr = [0u64; 16];
+    attr[0] = path.as_ptr() as u64;
+    // SAFETY: the kernel reads at most the given length, all of it initialised, and the path lives across the call.
+    let link = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET,
+            attr.as_ptr(),
+            size_of_val(&attr),
+        )
+    };
+    check(link as libc::c_int)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let link = unsafe { std::os::fd::OwnedFd::from_raw_fd(link as i32) };
+    let mut attr = [0u32; 32];
+    attr[0] = link.as_raw_fd() as u32;
+    // SAFETY: as above; there is no path in it.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_DETACH,
+            attr.as_ptr(),
             size_of_val(&attr),
         ) as libc::c_int
     })

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use agent_userspace::enforce::RefusalKind;
 
 use crate::host::{ECONNREFUSED, EPERM, Host, accept_any, pool6};
-use crate::puppet::Puppet;
+use crate::puppet::{Puppet, numbered};
 
 #[test]
 fn a_redirected_connection_reports_its_original_destination() {
@@ -103,6 +103,52 @@ fn a_thousand_connections_of_two_workloads_are_never_attributed_wrongly() {
     }
     first.answer().unwrap();
     second.answer().unwrap();
+}
+
+/// In full with `SLUICE_CONNECTIONS=100000`.
+#[test]
+fn source_ports_that_two_tenants_share_are_never_attributed_wrongly() {
+    let all: u32 = std::env::var("SLUICE_CONNECTIONS").map_or(4_000, |text| text.parse().unwrap());
+    let each = all / 2;
+    // Fewer ports than connections by far, and none that the kernel gives to others.
+    const PORTS: u16 = 64;
+    let first_port = 10_000 + (std::process::id() % 300) as u16 * 64;
+    let mut host = Host::start();
+    let tenants = [
+        ("acme/support", "198.18.1.0"),
+        ("globex/billing", "198.19.1.0"),
+    ];
+    let mut workloads = Vec::new();
+    for (agent, network) in tenants {
+        let admitted = host.admit(agent);
+        let mut puppet = Puppet::start(Some(&admitted.path));
+        puppet.tell(&format!("reuse {each} {network} {first_port} {PORTS}"));
+        let network: std::net::Ipv4Addr = network.parse().unwrap();
+        workloads.push((puppet, admitted.id, network));
+    }
+    let mut owners = std::collections::HashMap::new();
+    for (_, id, network) in &workloads {
+        owners.extend((0..each).map(|number| (numbered(*network, number), *id)));
+    }
+    let mut sources = HashSet::new();
+    for _ in 0..each * 2 {
+        let (stream, origin) = host.accept();
+        let origin = origin.expect("an origin, although the client reset at once");
+        let owner = owners.remove(&origin.destination);
+        assert_eq!(owner, Some(origin.workload), "{origin:?}");
+        // Gone already, where the reset came first.
+        sources.extend(stream.peer_addr().map(|peer| peer.port()));
+    }
+    let mut taken = 0;
+    for (puppet, ..) in &mut workloads {
+        taken += puppet.answer().unwrap()[0].parse::<u32>().unwrap();
+    }
+    assert!(owners.is_empty() && sources.len() <= usize::from(PORTS));
+    println!(
+        "{} connections from {} source ports, {taken} times the port was the other's: 0 attributed wrongly",
+        each * 2,
+        PORTS
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -40,6 +40,19 @@ impl Puppet {
         if let Some(cgroup) = cgroup {
             command.env(CGROUP, cgroup);
         }
+        Puppet::spawn(command, ours)
+    }
+
+    /// Starts a process through another command, which ends where the program to start is to be named.
+    pub(crate) fn through(mut command: Command) -> Puppet {
+        let (ours, theirs) = strings();
+        let role = role(theirs.try_clone().unwrap());
+        command.arg(role.get_program()).args(role.get_args());
+        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        Puppet::spawn(command, ours)
+    }
+
+    fn spawn(mut command: Command, ours: BufReader<UnixStream>) -> Puppet {
         let child = command.spawn().unwrap();
         let mut puppet = Puppet {
             pid: child.id(),
@@ -221,6 +234,12 @@ impl Limbs {
             ["greet"] => Ok(String::new()),
             ["connect", to] => self.connect(to, None),
             ["connect", to, "device", device] => self.connect(to, Some(device)),
+            ["reuse", count, network, first, ports] => reuse(
+                count.parse().unwrap(),
+                network.parse().unwrap(),
+                first.parse().unwrap(),
+                ports.parse().unwrap(),
+            ),
             ["burst", count, to] => burst(count.parse().unwrap(), to),
             ["upload", mebibytes, to] => upload(mebibytes.parse().unwrap(), to),
             ["listen", at] => self.listen(at),
@@ -323,6 +342,9 @@ impl Limbs {
                 )]
                 rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)?;
                 Ok(String::new())
+            }
+            ["room_for_storage", bytes] => {
+                fs::write("/proc/sys/net/core/optmem_max", bytes).map(|()| String::new())
             }
             ["loopback_up"] => super::net::interface_up("lo").map(|()| String::new()),
             ["setuid", uid] => {
@@ -474,6 +496,37 @@ fn burst(count: u16, to: &str) -> io::Result<String> {
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     }
     Ok(String::new())
+}
+
+/// Where the connection of this number of a [`reuse`] goes: no two of one network go to the same place.
+pub(crate) fn numbered(network: Ipv4Addr, number: u32) -> SocketAddr {
+    let host = Ipv4Addr::from_bits(network.to_bits() + number / 50_000);
+    SocketAddr::new(host.into(), 1_000 + (number % 50_000) as u16)
+}
+
+/// Many short connections from few source ports, which others use at the same time: each is reset at once and its port used again.
+fn reuse(count: u32, network: Ipv4Addr, first: u16, ports: u16) -> io::Result<String> {
+    let (mut port, mut taken) = (0, 0);
+    for number in 0..count {
+        let to = numbered(network, number);
+        loop {
+            let socket = make(to, Type::STREAM)?;
+            socket.set_reuse_address(true)?;
+            socket.set_linger(Some(Duration::ZERO))?;
+            port = (port + 1) % ports;
+            let from = SocketAddr::from((Ipv4Addr::LOCALHOST, first + port));
+            let connected = socket
+                .bind(&from.into())
+                .and_then(|()| socket.connect(&to.into()));
+            match connected.as_ref().map_err(io::Error::raw_os_error) {
+                Ok(()) => break,
+                // The other one has it at this moment.
+                Err(Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL)) => taken += 1,
+                Err(_) => return connected.map(|()| String::new()),
+            }
+        }
+    }
+    Ok(taken.to_string())
 }
 
 /// Writes in pieces so large that the kernel makes segments of more than 64 KiB.
