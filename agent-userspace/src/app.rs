@@ -2,6 +2,7 @@
 //! Started by `daemon::worker` with what the enforcer handed over; serves until told to stop.
 //! INVARIANT: nothing is served before the vault opened and a bundle loaded; a reload that fails changes nothing.
 
+mod happenings;
 mod refusals;
 mod serve;
 mod start;
@@ -16,6 +17,7 @@ use policies::{AgentId, Diagnostics, PolicyVersion, Reason, WorkloadId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Paths, Snapshot};
+use crate::daemon::protocol::Happening;
 use crate::layers::LayerReport;
 
 pub use serve::serve;
@@ -57,6 +59,8 @@ pub enum Event {
         /// Admitted, or why not.
         reply: oneshot::Sender<Result<(), AdmitRefused>>,
     },
+    /// Something that belongs into the host's log happened.
+    Happened(Happening),
     /// The enforcement layers changed.
     Layers(Vec<LayerReport>),
     /// The kernel refused something; rate limited by the kernel side.

@@ -17,6 +17,7 @@ mod failure;
 mod money;
 mod offline;
 mod output;
+mod panic;
 mod policy;
 mod render;
 mod run;
@@ -100,6 +101,8 @@ enum Command {
     InternalListen(daemon::ListenArgs),
     #[command(hide = true)]
     InternalWorker(daemon::WorkerArgs),
+    /// Stop every agent of every tenant at once, also when no daemon runs
+    Panic(panic::Args),
     /// Check, test and explain policies
     #[command(subcommand)]
     Policy(policy::Command),
@@ -134,6 +137,7 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Failure> {
         Command::Doctor(args) => doctor::run(global, args),
         Command::InternalListen(args) => daemon::run_listen(global, args),
         Command::InternalWorker(args) => daemon::run_worker(global, args),
+        Command::Panic(args) => panic::run(global, args),
         Command::Policy(command) => policy::run(global, command),
         Command::Run(args) => run::run(global, args),
         Command::Status(args) => status::run(global, args),

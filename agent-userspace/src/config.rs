@@ -5,6 +5,7 @@
 mod accounts;
 mod duration;
 mod merge;
+mod panic;
 mod settings;
 mod snapshot;
 mod state;
@@ -18,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 pub use accounts::{Accounts, ProcessFacts};
 pub use duration::parse_duration;
+pub use panic::{PanicNote, engage_panic, lift_panic, panic_mark, take_panic_notes};
 pub use settings::{
     Approvals, Audit, Config, Control, Enforcement, Launch, Metrics, Names, Proxy, UidRange, Vault,
 };
@@ -107,6 +109,24 @@ impl Paths {
         let mut path = self.state.clone().into_os_string();
         path.push("-agents");
         PathBuf::from(path)
+    }
+
+    /// Says that every agent is stopped: beside the sockets, where only root writes.
+    #[must_use]
+    pub fn panic_file(&self) -> PathBuf {
+        self.runtime.join("panic")
+    }
+
+    /// The same where it outlives the host's next start.
+    #[must_use]
+    pub fn lasting_panic_file(&self) -> PathBuf {
+        self.state.join("panic")
+    }
+
+    /// What `sluice panic` did and no daemon has written down yet.
+    #[must_use]
+    pub fn panic_notes_file(&self) -> PathBuf {
+        self.runtime.join("panic.notes")
     }
 
     /// The agents that are switched off, one `tenant/name` per line.

@@ -14,6 +14,8 @@ pub(crate) use answer::{Change, change, entries, export, log_tenant, show};
 pub use client::{Client, ClientError, Part};
 pub(crate) use peer::PeerRefused;
 pub use protocol::{AuditFilter, ErrorCode, ErrorReply, MAX_REQUEST, Reply, Request, SecretText};
-pub use report::{AgentReport, DoctorReport, ReloadReport, StatusReport, WorkloadReport};
+pub use report::{
+    AgentReport, DoctorReport, FaultsReport, ReloadReport, StatusReport, WorkloadReport,
+};
 pub(crate) use server::serve;
 pub use view::{ApprovalView, AskedBy};

@@ -15,7 +15,9 @@ use prometheus_client::registry::Registry;
 
 use crate::layers::{LayerReport, LayerState};
 use families::Families;
-use labels::{AnswerLabels, BundleLabels, CallLabels, KindLabels, LayerLabels, RefusalLabels};
+use labels::{
+    AnswerLabels, BundleLabels, CallLabels, FaultLabels, KindLabels, LayerLabels, RefusalLabels,
+};
 
 pub(crate) use scrape::serve;
 
@@ -84,6 +86,23 @@ impl Metrics {
     pub fn audit_commit(&self, took: Duration, records: usize) {
         self.families.audit_commit.observe(took.as_secs_f64());
         self.families.audit_records.inc_by(records as u64);
+    }
+
+    /// The watchdog found a fault, and put it back or could not.
+    pub fn enforcement_fault(&self, fault: &str, repaired: bool) {
+        let labels = FaultLabels {
+            fault: fault.to_owned(),
+            outcome: if repaired { "repaired" } else { "broken" },
+        };
+        self.families
+            .enforcement_faults
+            .get_or_create(&labels)
+            .inc();
+    }
+
+    /// Whether every agent is stopped.
+    pub fn panic(&self, engaged: bool) {
+        self.families.panic.set(i64::from(engaged));
     }
 
     /// Somebody was refused on the control socket.

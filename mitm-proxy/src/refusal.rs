@@ -195,9 +195,11 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         Reason::ResponseEncoding | Reason::UpstreamCertificate | Reason::UpstreamUnreachable => {
             StatusCode::BAD_GATEWAY
         }
-        Reason::AuditUnavailable | Reason::Overloaded | Reason::Shutdown => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Reason::AuditUnavailable
+        | Reason::EnforcementBroken
+        | Reason::Overloaded
+        | Reason::Panic
+        | Reason::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
     }
 }

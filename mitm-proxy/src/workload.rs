@@ -3,6 +3,7 @@
 //! INVARIANT: a workload that is not in the registry has no agent, and no agent means no service.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use policies::{AgentId, WorkloadId};
@@ -28,6 +29,8 @@ pub struct Workload {
 pub struct Workloads {
     live: RwLock<HashMap<WorkloadId, Workload>>,
     disabled: RwLock<HashSet<AgentId>>,
+    /// Every agent counts as disabled.
+    panic: AtomicBool,
     /// Bumped after each change that can end a connection; open connections wait on it.
     changed: watch::Sender<u64>,
 }
@@ -37,6 +40,7 @@ impl Default for Workloads {
         Self {
             live: RwLock::default(),
             disabled: RwLock::default(),
+            panic: AtomicBool::new(false),
             changed: watch::Sender::new(0),
         }
     }
@@ -108,9 +112,18 @@ impl Workloads {
         self.announce();
     }
 
-    /// Whether the kill switch is on for this agent.
+    /// The kill switch of all agents at once; each agent's own keeps its place.
+    pub fn set_panic(&self, panic: bool) {
+        self.panic.store(panic, Ordering::Release);
+        self.announce();
+    }
+
+    /// Whether the kill switch is on for this agent, or for all.
     #[must_use]
     pub fn is_disabled(&self, agent: &AgentId) -> bool {
+        if self.panic.load(Ordering::Acquire) {
+            return true;
+        }
         self.disabled
             .read()
             .unwrap_or_else(PoisonError::into_inner)

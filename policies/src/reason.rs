@@ -47,6 +47,7 @@ reasons! {
     BodyTooLarge, "body_too_large", "The body is larger than may be read for a decision.";
     ConnectMethod, "connect_method", "CONNECT is not offered.";
     CredentialUnavailable, "credential_unavailable", "The credential of this connection is missing or revoked.";
+    EnforcementBroken, "enforcement_broken", "The kernel side is not as it must be and could not be repaired.";
     HostUnknown, "host_unknown", "No connection of the agent names this host.";
     KernelRefused, "kernel_refused", "The kernel refused a connection, a packet or a system call.";
     MalformedRequest, "malformed_request", "The request is not well formed.";
@@ -54,6 +55,7 @@ reasons! {
     NotHttp, "not_http", "The connection does not speak HTTP.";
     OriginUnknown, "origin_unknown", "The connection's workload or destination is not known.";
     Overloaded, "overloaded", "Too many calls are under way.";
+    Panic, "panic", "Every agent of this host is stopped.";
     PolicyDenied, "policy_denied", "Policy denies this call.";
     PolicyError, "policy_error", "A policy could not be evaluated, so the call is denied.";
     ProtocolUnsupported, "protocol_unsupported", "This protocol is not supported.";

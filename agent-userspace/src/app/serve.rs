@@ -12,12 +12,13 @@ use policies::{Bundle, Diagnostic, Diagnostics, Reason, Tenant, WorkloadId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::happenings;
 use super::refusals::Refusals;
 use super::start::{Prepared, open_ledger, open_vault, ready, settings};
 use super::state::{Live, Shared, facts, now};
 use super::{AdmitRefused, Command, Event, Ready, StartError, WorkerParts};
 use crate::config::{Paths, Snapshot, public_directory, read_disabled, replace};
-use crate::control::{self, ReloadReport};
+use crate::control::{self, FaultsReport, ReloadReport};
 use crate::metrics::{self, Metrics};
 
 /// How many listeners of network namespaces may wait to be served.
@@ -86,6 +87,8 @@ pub async fn serve(parts: WorkerParts) -> Result<(), StartError> {
         layers,
         reload,
         refusal_recorded: None,
+        panic: None,
+        faults: FaultsReport::default(),
     };
     let shared = Arc::new(Shared {
         proxy: proxy.clone(),
@@ -163,10 +166,8 @@ async fn follow(
             Event::Admit { workload, reply } => drop(reply.send(admit(shared, workload).await)),
             Event::KernelRefusals(counts) => shared.metrics.kernel_refusals(&counts),
             Event::KernelRefused(refusal) => refusals.record(shared, refusal).await,
-            Event::Layers(layers) => {
-                shared.metrics.layers(&layers);
-                shared.write(|live| live.layers = layers);
-            }
+            Event::Happened(happening) => happenings::take(shared, happening).await,
+            Event::Layers(layers) => happenings::layers(shared, layers),
             Event::Listen { id, listeners } => {
                 let until = namespaces.entry(id).or_default().clone();
                 let _stopping = further.send(Further { listeners, until }).await;

@@ -15,7 +15,7 @@ use vault::Vault;
 
 use super::Command;
 use crate::config::{Accounts, Config, Paths, write_disabled};
-use crate::control::{PeerRefused, ReloadReport};
+use crate::control::{FaultsReport, PeerRefused, ReloadReport};
 use crate::layers::LayerReport;
 use crate::metrics::Metrics;
 
@@ -41,6 +41,10 @@ pub(crate) struct Live {
     pub(crate) disabled: BTreeSet<AgentId>,
     pub(crate) layers: Vec<LayerReport>,
     pub(crate) reload: ReloadReport,
+    /// Who stopped every agent, and when, where somebody did.
+    pub(crate) panic: Option<String>,
+    /// What the watchdog has found.
+    pub(crate) faults: FaultsReport,
     /// When a refusal on the control socket was last recorded.
     pub(crate) refusal_recorded: Option<Instant>,
 }

@@ -190,7 +190,7 @@ fn ask(enforcer: &Channel, args: &Args, directory: &Path) -> Result<Admitted, Fa
                 .unwrap_or_default();
             Err(refused(&format!("{name}{detail}")))
         }
-        None => Err(refused("the daemon hung up")),
+        Some((ToRun::Done {}, _)) | None => Err(refused("the daemon hung up")),
     }
 }
 

@@ -79,6 +79,28 @@ fn text(output: Output, report: &StatusReport) -> String {
             )
         ),
     ];
+    if let Some(panic) = &report.panic {
+        let words = format!("every agent is stopped ({panic}); see `sluice panic --lift`");
+        lines.insert(
+            1,
+            format!(
+                "panic       {}",
+                output.tone(Tone::Bad, &clean_line(&words))
+            ),
+        );
+    }
+    if report.faults.found > 0 {
+        let words = format!(
+            "{} found by the watchdog; see `sluice doctor`",
+            report.faults.found
+        );
+        let tone = if report.faults.broken {
+            Tone::Bad
+        } else {
+            Tone::Warning
+        };
+        lines.push(format!("faults      {}", output.tone(tone, &words)));
+    }
     if report.workloads.is_empty() {
         lines.push("workloads   none".to_owned());
         return lines.join("\n");

@@ -28,8 +28,25 @@ pub struct StatusReport {
     pub metrics: Option<String>,
     /// How the last reload went.
     pub reload: ReloadReport,
+    /// Since when every agent is stopped, and by whom.
+    #[serde(default)]
+    pub panic: Option<String>,
+    /// What the watchdog has found.
+    #[serde(default)]
+    pub faults: FaultsReport,
     /// The enforcement layers.
     pub layers: Vec<LayerReport>,
+}
+
+/// What the watchdog of the kernel side has found since the proxy process started.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct FaultsReport {
+    /// How many faults.
+    pub found: u64,
+    /// The last one, when, and what was done.
+    pub last: Option<String>,
+    /// Whether the last one could not be put back: workloads were killed, and none may start.
+    pub broken: bool,
 }
 
 /// One live process tree.

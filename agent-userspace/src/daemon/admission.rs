@@ -127,9 +127,11 @@ impl Book {
             .collect()
     }
 
-    /// Everybody whose answer will not come, because the proxy process ended.
-    pub(super) fn unanswered(&mut self) -> Vec<Waiting> {
-        std::mem::take(&mut self.waiting).into_values().collect()
+    /// The questions that are open, and the workloads they are about.
+    pub(super) fn waiting(&self) -> Vec<(Ticket, WorkloadId)> {
+        let open = self.waiting.iter();
+        open.map(|(ticket, waiting)| (*ticket, waiting.workload))
+            .collect()
     }
 }
 

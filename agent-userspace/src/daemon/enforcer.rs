@@ -4,12 +4,13 @@
 
 mod admissions;
 mod reload;
+mod switches;
+mod watchdog;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use policies::AgentId;
 use tokio::sync::mpsc;
 
 use super::DaemonError;
@@ -18,7 +19,9 @@ use super::error::in_full;
 use super::events::{Input, Inputs};
 use super::listeners::Sockets;
 use super::namespaces::Namespaces;
-use super::protocol::{BundleFacts, FromWorker, Handover, Ticket, ToWorker, WorkerAccount};
+use super::protocol::{
+    BundleFacts, FromWorker, Handover, Happening, Ticket, ToWorker, WorkerAccount,
+};
 use super::supervise::{News, Worker};
 use crate::config::{Config, Paths, Snapshot};
 use crate::enforce::{EnforceError, Enforcement, Events, Ports, Stopped};
@@ -60,6 +63,14 @@ pub(super) struct Enforcer {
     restart: Restart,
     /// Configurations that the proxy process has not answered for yet.
     reloading: BTreeMap<Ticket, Snapshot>,
+    /// What the proxy process has yet to write into the host's log.
+    happenings: VecDeque<Happening>,
+    /// The ports are published, unless there is a panic.
+    published: bool,
+    /// Every agent is stopped.
+    panic: bool,
+    /// The kernel side could not be put back: nothing may start.
+    broken: Option<String>,
     enforcement: Enforcement,
 }
 
@@ -90,6 +101,10 @@ impl Enforcer {
             namespaces,
             restart: Restart::default(),
             reloading: BTreeMap::new(),
+            happenings: VecDeque::new(),
+            published: false,
+            panic: false,
+            broken: None,
             enforcement,
         }
     }
@@ -102,6 +117,8 @@ impl Enforcer {
     /// From a kernel side that denies everything to one that leads to a proxy process that is ready.
     pub(super) async fn start(&mut self, inputs: &mut Inputs) -> Result<(), DaemonError> {
         self.adopt()?;
+        // Before anything is published: a panic outlives the daemon in whose time it began.
+        self.follow_panic().await;
         self.start_worker().await?;
         let bundle = loop {
             match inputs.news.recv().await {
@@ -124,17 +141,24 @@ impl Enforcer {
         };
         self.restart.ready_since = Some(Instant::now());
         self.take(&bundle)?;
+        self.publish()?;
+        self.published = true;
+        self.tell_happenings().await;
         let listening = self.given.sockets.listening;
-        self.enforcement.publish(Ports {
-            proxy: listening.proxy_port,
-            resolver: listening.resolver_port,
-        })?;
         tracing::info!(version = %bundle.version, proxy = listening.proxy_port, resolver = listening.resolver_port, "ready");
         notify(&[
             sd_notify::NotifyState::Ready,
             sd_notify::NotifyState::Status("serving"),
         ]);
         Ok(())
+    }
+
+    fn publish(&mut self) -> Result<(), EnforceError> {
+        let listening = self.given.sockets.listening;
+        self.enforcement.publish(Ports {
+            proxy: listening.proxy_port,
+            resolver: listening.resolver_port,
+        })
     }
 
     /// Handles one input after the other until told to stop.
@@ -146,6 +170,7 @@ impl Enforcer {
                 Input::Reload => self.reload().await,
                 Input::Stop => return,
                 Input::Tick => self.tick().await,
+                Input::Watch => self.watch().await,
             }
         }
     }
@@ -233,6 +258,9 @@ impl Enforcer {
                 tracing::info!(version = %bundle.version, "the proxy process serves again");
                 self.restart.ready_since = Some(Instant::now());
                 self.take_or_log(&bundle);
+                self.repeat_panic();
+                self.tell_happenings().await;
+                self.ask_again().await;
             }
             News::Said(FromWorker::CannotStart { detail }) => {
                 tracing::error!(detail, "the proxy process cannot go on")
@@ -261,26 +289,10 @@ impl Enforcer {
         }
     }
 
-    /// The kill switch, in the kernel.
-    fn set_disabled(&mut self, agent: &AgentId, disabled: bool) {
-        for id in self.book.of(agent) {
-            match self.enforcement.set_disabled(id, disabled) {
-                Ok(()) => tracing::warn!(%agent, workload = id.0, disabled, "switched"),
-                Err(error) => {
-                    tracing::error!(%agent, workload = id.0, error = in_full(&error), "the kernel side did not switch")
-                }
-            }
-        }
-    }
-
     fn worker_ended(&mut self, status: &std::io::Result<std::process::ExitStatus>) {
         self.worker = None;
         // A restarted one is given the configuration in force.
         self.reloading.clear();
-        // Dropping a reply tells its session; the cgroup goes with the next tick.
-        for waiting in self.book.unanswered() {
-            self.book.leave(waiting.workload);
-        }
         let served = self.restart.ready_since.take().map(|since| since.elapsed());
         let wait = match (served, self.restart.wait) {
             (Some(served), _) if served >= GOOD_LIFE => FIRST_WAIT,

@@ -14,6 +14,8 @@ use super::supervise::News;
 
 /// How often ended workloads are looked for and the kernel's refusals passed on.
 const TICK: Duration = Duration::from_millis(500);
+/// How often the kernel side is looked at.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// What the main loop acts on.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) enum Input {
     Stop,
     /// Time has passed.
     Tick,
+    /// Time to look at the kernel side.
+    Watch,
 }
 
 /// The sources.
@@ -39,6 +43,7 @@ pub(super) struct Inputs {
     terminate: Signal,
     interrupt: Signal,
     tick: Interval,
+    watch: Interval,
 }
 
 impl Inputs {
@@ -48,15 +53,19 @@ impl Inputs {
         asked: mpsc::Receiver<Ask>,
     ) -> Result<Inputs, DaemonError> {
         let catch = |kind| signal(kind).map_err(DaemonError::io("signal handlers"));
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let every = |period| {
+            let mut interval = tokio::time::interval(period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
         Ok(Inputs {
             news,
             asked,
             hang_up: catch(SignalKind::hangup())?,
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
-            tick,
+            tick: every(TICK),
+            watch: every(WATCH),
         })
     }
 
@@ -69,6 +78,7 @@ impl Inputs {
             _ = self.hang_up.recv() => Input::Reload,
             Some(ask) = self.asked.recv() => Input::Asked(ask),
             _ = self.tick.tick() => Input::Tick,
+            _ = self.watch.tick() => Input::Watch,
         }
     }
 }

@@ -81,6 +81,11 @@ pub enum ToWorker {
         /// All of them.
         layers: Vec<LayerReport>,
     },
+    /// Something happened to the host that belongs into its log.
+    Happened {
+        /// What.
+        event: Happening,
+    },
     /// The kernel refused something.
     KernelRefused {
         /// Whose it was, if known.
@@ -186,7 +191,33 @@ pub struct Refusal {
     pub detail: String,
 }
 
-/// `sluice run` to enforcer.
+/// What the enforcer, which has no log of its own, has the proxy process write into the host's.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(tag = "happening", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Happening {
+    /// The watchdog found something.
+    Fault {
+        /// Each fault: its name, and what it is about.
+        faults: Vec<(String, String)>,
+        /// Whether everything was put back.
+        repaired: bool,
+        /// What was done, for a person.
+        outcome: String,
+    },
+    /// Every agent is stopped, or may work again. What is in force stands in `engaged`; the rest is for the record.
+    Panic {
+        /// True from now on.
+        engaged: bool,
+        /// By whom.
+        by: String,
+        /// When and how, for a person.
+        detail: String,
+        /// Whether it has yet to be written down.
+        record: bool,
+    },
+}
+
+/// `sluice run` and `sluice panic` to enforcer.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "to_enforcer", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromRun {
@@ -201,6 +232,8 @@ pub enum FromRun {
         /// Whether it gets a network namespace of its own, with nothing but loopback.
         isolate: bool,
     },
+    /// The markers and the kernel's word were changed: see what they say, and act on it.
+    Panic {},
     /// Its first process runs.
     Started {
         /// The process.
@@ -226,6 +259,8 @@ pub enum ToRun {
         /// The uids that agents may have where no user is named.
         uids: UidRange,
     },
+    /// What [`FromRun::Panic`] asked for is done.
+    Done {},
     /// Nothing was made.
     Refused {
         /// Why.

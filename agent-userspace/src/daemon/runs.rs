@@ -34,6 +34,11 @@ pub(super) enum Ask {
         /// Its cgroup, or why not.
         reply: oneshot::Sender<Result<Admission, Refusal>>,
     },
+    /// `sluice panic` was called: follow it.
+    Panic {
+        /// It is done.
+        reply: oneshot::Sender<()>,
+    },
     /// The first process runs.
     Started {
         /// In which workload.
@@ -133,17 +138,25 @@ pub(super) fn is_governed(cgroup: &str, governed: &str) -> bool {
 
 async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), ChannelError> {
     let asked = tokio::time::timeout(TIME_TO_ASK, peer.receive::<FromRun>()).await;
-    let Ok(Some((
-        FromRun::Run {
-            agent,
-            argv0,
-            cwd,
-            isolate,
-        },
-        _,
-    ))) = asked.unwrap_or(Ok(None))
-    else {
-        return Err(ChannelError::HungUp);
+    let (agent, argv0, cwd, isolate) = match asked.unwrap_or(Ok(None))? {
+        Some((
+            FromRun::Run {
+                agent,
+                argv0,
+                cwd,
+                isolate,
+            },
+            _,
+        )) => (agent, argv0, cwd, isolate),
+        Some((FromRun::Panic {}, _)) => {
+            let (reply, done) = oneshot::channel();
+            let asked = asks.send(Ask::Panic { reply }).await;
+            if asked.is_err() || done.await.is_err() {
+                return Err(ChannelError::HungUp);
+            }
+            return peer.send(&ToRun::Done {}, &[]).await;
+        }
+        Some((FromRun::Started { .. }, _)) | None => return Err(ChannelError::HungUp),
     };
     let (reply, answer) = oneshot::channel();
     let question = Ask::Run {
@@ -195,7 +208,7 @@ async fn live(
     while let Some((said, _)) = peer.receive::<FromRun>().await? {
         match said {
             FromRun::Started { pid } => drop(asks.send(Ask::Started { workload, pid }).await),
-            FromRun::Run { .. } => return Err(ChannelError::HungUp),
+            FromRun::Run { .. } | FromRun::Panic {} => return Err(ChannelError::HungUp),
         }
     }
     Ok(())

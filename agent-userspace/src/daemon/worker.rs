@@ -227,6 +227,7 @@ fn into_event(
             workload: workload.into(),
             reply: answer(channel, move |admitted| admission(ticket, admitted)),
         },
+        ToWorker::Happened { event } => Event::Happened(event),
         ToWorker::Layers { layers } => Event::Layers(layers),
         ToWorker::KernelRefused {
             workload,

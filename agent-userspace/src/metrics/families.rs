@@ -10,7 +10,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    AnswerLabels, BundleLabels, CallLabels, KindLabels, LayerLabels, RefusalLabels,
+    AnswerLabels, BundleLabels, CallLabels, FaultLabels, KindLabels, LayerLabels, RefusalLabels,
 };
 
 /// Handles to every family. Cloning a handle shares its values with the registry.
@@ -26,9 +26,11 @@ pub(super) struct Families {
     pub(super) connections: Gauge,
     pub(super) control_refusals: Counter,
     pub(super) decision: Histogram,
+    pub(super) enforcement_faults: Family<FaultLabels, Counter>,
     pub(super) kernel_refusals: Family<KindLabels, Counter>,
     pub(super) layer: Family<LayerLabels, Gauge>,
     pub(super) names: Family<AnswerLabels, Counter>,
+    pub(super) panic: Gauge,
     pub(super) refusals: Family<RefusalLabels, Counter>,
     pub(super) reload_at: Gauge,
     pub(super) reload_ok: Gauge,
@@ -59,9 +61,11 @@ impl Families {
             connections: Gauge::default(),
             control_refusals: Counter::default(),
             decision: Histogram::new(OWN),
+            enforcement_faults: Family::default(),
             kernel_refusals: Family::default(),
             layer: Family::default(),
             names: Family::default(),
+            panic: Gauge::default(),
             refusals: Family::default(),
             reload_at: Gauge::default(),
             reload_ok: Gauge::default(),
@@ -133,6 +137,16 @@ impl Families {
 
     /// What this host and its configuration are like.
     fn register_host(&self, registry: &mut Registry) {
+        registry.register(
+            "enforcement_faults",
+            "What the watchdog found not to be as the daemon put it, and whether it was put back",
+            self.enforcement_faults.clone(),
+        );
+        registry.register(
+            "panic",
+            "1 while every agent of this host is stopped",
+            self.panic.clone(),
+        );
         registry.register(
             "kernel_refusals",
             "Refusals by the kernel side, by kind",

@@ -22,6 +22,13 @@ pub(super) struct RefusalLabels {
     pub(super) reason: &'static str,
 }
 
+/// A fault that the watchdog found.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct FaultLabels {
+    pub(super) fault: String,
+    pub(super) outcome: &'static str,
+}
+
 /// A refusal by the kernel.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub(super) struct KindLabels {

@@ -26,6 +26,8 @@ fn every_metric_has_its_documented_name() {
     metrics.kernel_refusals(&[("datagram".to_owned(), 7)]);
     metrics.kernel_refusals(&[("datagram".to_owned(), 9)]);
     metrics.control_refused();
+    metrics.enforcement_fault("link_detached", true);
+    metrics.panic(true);
     metrics.loaded(
         "0123456789abcdef",
         true,

@@ -189,6 +189,12 @@ pub(crate) fn event(tenant: Tenant, event: HostEvent, at: Timestamp) -> Record {
             ..named(Event::ControlRefused)
         },
         HostEvent::DaemonStopped => named(Event::DaemonStopped),
+        HostEvent::EnforcementFault { faults, outcome } => Record {
+            decision: Some(DecisionName::Deny),
+            reason: Some(Reason::EnforcementBroken),
+            detail: text(format!("{faults}: {outcome}")),
+            ..named(Event::EnforcementFault)
+        },
         HostEvent::KernelRefusal {
             agent,
             workload: from,
@@ -207,6 +213,18 @@ pub(crate) fn event(tenant: Tenant, event: HostEvent, at: Timestamp) -> Record {
                 format!("{kind}: {detail}")
             }),
             ..named(Event::KernelRefusal)
+        },
+        HostEvent::PanicEngaged { by, detail } => Record {
+            decision: Some(DecisionName::Deny),
+            reason: Some(Reason::Panic),
+            by: text(by),
+            detail: text(detail),
+            ..named(Event::PanicEngaged)
+        },
+        HostEvent::PanicLifted { by, detail } => Record {
+            by: text(by),
+            detail: text(detail),
+            ..named(Event::PanicLifted)
         },
         HostEvent::SecretPut {
             credential,

@@ -208,6 +208,13 @@ pub enum HostEvent {
     },
     /// The daemon stopped in good order.
     DaemonStopped,
+    /// The watchdog found something of the kernel side that was not as the daemon put it.
+    EnforcementFault {
+        /// What it found, by name and subject.
+        faults: String,
+        /// What was done: repaired, or why not.
+        outcome: String,
+    },
     /// The kernel side refused something.
     KernelRefusal {
         /// Whose workload it came from, where that is known.
@@ -219,6 +226,20 @@ pub enum HostEvent {
         /// Where it wanted to go.
         destination: Option<IpAddr>,
         /// Destination with its port, and how many like it have no record, in words; may be empty.
+        detail: String,
+    },
+    /// Every agent of the host was stopped.
+    PanicEngaged {
+        /// By whom.
+        by: String,
+        /// When, and how far it got, in words.
+        detail: String,
+    },
+    /// The agents of the host may work again.
+    PanicLifted {
+        /// By whom.
+        by: String,
+        /// When, in words.
         detail: String,
     },
     /// A credential was added.

@@ -32,6 +32,8 @@ pub(super) async fn status(shared: &Arc<Shared>, replies: &mut Replies) -> Resul
             .listen
             .map(|address| address.to_string()),
         reload,
+        panic: shared.read(|live| live.panic.clone()),
+        faults: shared.read(|live| live.faults.clone()),
         layers,
     };
     replies.item(&report).await
@@ -51,6 +53,21 @@ pub(super) async fn doctor(shared: &Arc<Shared>, replies: &mut Replies) -> Resul
     let layers = shared.read(|live| live.layers.clone());
     let reload = shared.read(|live| live.reload.clone());
     let mut advice = Vec::new();
+    if let Some(panic) = shared.read(|live| live.panic.clone()) {
+        advice.push(format!(
+            "every agent is stopped ({panic}); `sluice panic --lift` ends it"
+        ));
+    }
+    let faults = shared.read(|live| live.faults.clone());
+    if let Some(last) = &faults.last {
+        advice.push(format!(
+            "somebody changed the kernel side behind the daemon's back, {} times; the last: {last}",
+            faults.found
+        ));
+    }
+    if faults.broken {
+        advice.push("the kernel side could not be put back: no workload may start; stop the daemon, see what its log says, and start it again".to_owned());
+    }
     if !reload.ok {
         advice.push(format!("the configuration of {} was refused and the one before is in force; run `sluice check`", reload.at));
     }

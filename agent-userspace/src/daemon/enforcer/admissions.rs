@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use policies::{AgentId, WorkloadId};
+use policies::{AgentId, Reason, WorkloadId};
 use tokio::sync::oneshot;
 
 use super::Enforcer;
@@ -105,6 +105,12 @@ impl Enforcer {
                     Err(refusal) => drop(reply.send(Err(refusal))),
                 }
             }
+            Ask::Panic { reply } => {
+                self.follow_panic().await;
+                self.tell_happenings().await;
+                // Whoever asked may be gone; it is done all the same.
+                let _ = reply.send(());
+            }
             Ask::Started { workload, pid } => self.started(workload, pid).await,
             Ask::Ended(workload) => self.book.leave(workload),
         }
@@ -112,7 +118,7 @@ impl Enforcer {
 
     /// Makes the cgroup, and a network namespace with listeners in it where one is wanted.
     fn make(&mut self, agent: AgentId, isolate: bool) -> Result<Made, Refusal> {
-        self.refuse_without_worker()?;
+        self.refuse_by_host()?;
         let admitted = self
             .enforcement
             .admit(&agent)
@@ -141,14 +147,21 @@ impl Enforcer {
         })
     }
 
-    fn refuse_without_worker(&self) -> Result<(), Refusal> {
-        if self.worker.is_some() && self.restart.ready_since.is_some() {
-            return Ok(());
+    /// Why nothing may start on this host, whoever asks.
+    fn refuse_by_host(&self) -> Result<(), Refusal> {
+        if self.panic {
+            return Err(Refusal {
+                reason: Some(Reason::Panic),
+                detail: "every agent is stopped; `sluice panic --lift` ends it".to_owned(),
+            });
         }
-        Err(Refusal {
-            reason: None,
-            detail: "the proxy process is being restarted; try again".to_owned(),
-        })
+        match &self.broken {
+            None => Ok(()),
+            Some(why) => Err(Refusal {
+                reason: Some(Reason::EnforcementBroken),
+                detail: format!("the kernel side could not be put back: {why}"),
+            }),
+        }
     }
 
     /// Asks the proxy process whether the agent may run; it has the workload's listeners by then.
@@ -170,7 +183,19 @@ impl Enforcer {
             since: Instant::now(),
         };
         self.book.wait(ticket, waiting);
-        self.tell(&ToWorker::Admit { ticket, workload }, None).await;
+        // While there is none, the next proxy process is asked; whoever waits too long for it is refused then.
+        if self.restart.ready_since.is_some() {
+            self.tell(&ToWorker::Admit { ticket, workload }, None).await;
+        }
+    }
+
+    /// Asks a new proxy process what the one before did not answer. A start that was recorded already is recorded twice.
+    pub(super) async fn ask_again(&mut self) {
+        for (ticket, id) in self.book.waiting() {
+            if let Some(workload) = self.book.facts(id).cloned() {
+                self.tell(&ToWorker::Admit { ticket, workload }, None).await;
+            }
+        }
     }
 
     /// The proxy process's answer, to the session that asked.

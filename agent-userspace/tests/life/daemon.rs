@@ -1,0 +1,193 @@
+//! A daemon of the built binary in a temporary place: started, killed, restarted, asked, with agents of two tenants.
+//! Under the tests of `life`; everything it starts is its child.
+//! INVARIANT: dropping it ends the daemon and every workload, also after a failed check.
+
+use std::fs::{self, File, Permissions};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use agent_userspace::enforce::Instance;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::puppet::Puppet;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A synthetic address: the connection goes to the proxy.
+pub(crate) const NAME: &str = "198.18.0.9:443";
+
+pub(crate) struct Daemon {
+    dir: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    pub(crate) fn start() -> Daemon {
+        let dir = tempfile::Builder::new()
+            .prefix("sluice-life-")
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir()
+            .unwrap();
+        fs::create_dir_all(dir.path().join("config/agents.d")).unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join("config").join(name), text);
+        write("config.toml", "[proxy]\nuser = \"nobody\"\n").unwrap();
+        for (tenant, agent) in [("acme", "support"), ("globex", "billing")] {
+            let text = format!(
+                "tenant = \"{tenant}\"\nname = \"{agent}\"\nowner = \"olga\"\nstage = \"write\"\n"
+            );
+            write(&format!("agents.d/{agent}.toml"), &text).unwrap();
+        }
+        let mut daemon = Daemon { dir, child: None };
+        daemon.restart();
+        daemon
+    }
+
+    /// Starts the next daemon of this place and waits until it answers.
+    pub(crate) fn restart(&mut self) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
+        let child = self
+            .sluice(&["daemon"])
+            .env("SLUICE_REDUCED", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        self.eventually("the daemon answers", |daemon| {
+            let ended = daemon.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}\n{}", daemon.log());
+            daemon.ask(&["status"]).status.success()
+        });
+    }
+
+    /// `kill -9` of the enforcer; the proxy process goes with it.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub(crate) fn sluice(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command
+            .args(args)
+            .env("SLUICE_CONFIG", self.dir.path().join("config"))
+            .env("SLUICE_STATE_DIR", self.dir.path().join("state"))
+            .env("SLUICE_RUNTIME_DIR", self.dir.path().join("run"))
+            .env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    pub(crate) fn ask(&self, args: &[&str]) -> Output {
+        self.sluice(args).output().unwrap()
+    }
+
+    /// What a command that must succeed says.
+    pub(crate) fn told(&self, args: &[&str]) -> String {
+        let output = self.ask(args);
+        assert!(
+            output.status.success(),
+            "{args:?}: {output:?}\n{}",
+            self.log()
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// An agent that does what it is told.
+    pub(crate) fn agent(&self, agent: &str) -> Puppet {
+        Puppet::through(self.sluice(&["run", "--agent", agent, "--user", "root", "--"]))
+    }
+
+    /// The host's own log, one line per record.
+    pub(crate) fn host_log(&self) -> String {
+        self.told(&["audit", "list", "--kind", "event", "--format", "json"])
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    pub(crate) fn enforcer(&self) -> Pid {
+        Pid::from_raw(self.child.as_ref().unwrap().id().cast_signed()).unwrap()
+    }
+
+    /// The daemon's only lasting child, once there is one.
+    pub(crate) fn worker(&self) -> Option<Pid> {
+        let pid = self.enforcer().as_raw_nonzero();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        let worker = children.split_whitespace().find(|child| {
+            fs::read(format!("/proc/{child}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains("internal-worker"))
+        });
+        Pid::from_raw(worker?.parse().unwrap())
+    }
+
+    /// Where a map or link of this daemon is pinned.
+    pub(crate) fn pin(&self, name: &str) -> PathBuf {
+        let runtime = fs::canonicalize(self.dir.path().join("run")).unwrap();
+        Path::new("/sys/fs/bpf")
+            .join(Instance::of(&runtime).as_str())
+            .join(format!("v{}", agent_abi::ABI_VERSION))
+            .join(name)
+    }
+
+    /// Waits for something that must become so.
+    pub(crate) fn eventually(&mut self, what: &str, mut is_so: impl FnMut(&mut Daemon) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "{what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Puppets are gone by now, or are killed with their cgroup: a daemon that stops leaves nothing then.
+        if let Some(child) = &mut self.child {
+            let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+            let _ = kill_process(pid, Signal::TERM);
+            let deadline = Instant::now() + PATIENCE;
+            while Instant::now() < deadline && !matches!(child.try_wait(), Ok(Some(_))) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A server outside, which counts who reaches it.
+pub(crate) struct Outside(TcpListener);
+
+impl Outside {
+    pub(crate) fn open() -> Outside {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let outside = Outside(listener);
+        // The control: somebody ungoverned reaches it, and is counted.
+        drop(std::net::TcpStream::connect(outside.address()).unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while outside.reached() == 0 {
+            assert!(Instant::now() < deadline, "the control is counted");
+        }
+        outside
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+
+    /// How many have reached it since the last time.
+    pub(crate) fn reached(&self) -> usize {
+        std::iter::from_fn(|| self.0.accept().ok()).count()
+    }
+}
