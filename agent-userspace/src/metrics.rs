@@ -8,7 +8,7 @@ mod scrape;
 
 use std::time::Duration;
 
-use mitm_proxy::meter::{CallMeasure, Decided, Meter, Stage};
+use mitm_proxy::meter::{AddressKind, CallMeasure, Decided, Meter, Stage};
 use policies::{AgentId, Reason, Tenant, Timestamp};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -172,6 +172,14 @@ impl Meter for Metrics {
         self.families
             .names
             .get_or_create(&AnswerLabels { answer })
+            .inc();
+    }
+
+    fn address_refused(&self, kind: AddressKind) {
+        let kind = kind.as_str().to_owned();
+        self.families
+            .addresses_refused
+            .get_or_create(&KindLabels { kind })
             .inc();
     }
 

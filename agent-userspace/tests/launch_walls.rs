@@ -16,6 +16,7 @@ use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 
 use agent_userspace::enforce::launch::{self, Account};
@@ -277,6 +278,43 @@ fn a_broker_that_the_environment_names_cannot_be_reached() {
         &[("SSH_AUTH_SOCK", socket.to_str().unwrap())],
     );
     assert_eq!(found[&name], libc::EACCES);
+}
+
+/// Each of these asks the name service of the host on behalf of whoever connects, past the policy resolver.
+#[test]
+fn sockets_of_the_hosts_name_services_are_closed() {
+    let bench = Bench::new();
+    // A /run of the test's own, in a mount namespace of this thread's own.
+    // SAFETY: changes only what this thread and its children see.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+    let mounts = "mount --make-rprivate / && mount -t tmpfs -o mode=755 none /run";
+    assert_eq!(outside(mounts).0, 0);
+    let services = [
+        "/run/avahi-daemon/socket",
+        "/run/nscd/socket",
+        "/run/nslcd/socket",
+        "/run/samba/winbindd/pipe",
+        "/run/systemd/resolve/io.systemd.Resolve",
+        "/run/systemd/resolve/io.systemd.Resolve.Monitor",
+        "/run/unbound.ctl",
+    ];
+    let mut listening = Vec::new();
+    for service in services {
+        fs::create_dir_all(Path::new(service).parent().unwrap()).unwrap();
+        listening.push(UnixListener::bind(service).unwrap());
+        let probe = format!("connect:{service}");
+        let name = "connect".to_owned();
+        // Positive control: outside, it answers.
+        assert_eq!(probe_outside(&probe)[&name], 0, "{service}");
+    }
+    for service in services {
+        let found = probe_inside(&bench, &format!("connect:{service}"), &[]);
+        let errno = found["connect"];
+        assert!(
+            matches!(errno, libc::EACCES | libc::ENOENT | libc::ECONNREFUSED),
+            "{service}: {errno}"
+        );
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Proxy;
+use crate::names::pool::InUse;
 use crate::response::ResponseBody;
 use crate::tls::{H2, verify};
 use crate::wire::{Flaw, Watched};
@@ -44,6 +45,8 @@ pub(crate) struct Connection {
     /// What is wrong with its bytes, once something is.
     pub(crate) flaw: Flaw,
     endpoint: Endpoint,
+    /// Keeps the address from standing for another name while this connection is open.
+    _name: Option<InUse>,
 }
 
 impl Connection {
@@ -60,6 +63,7 @@ impl Connection {
             barred: name.barred,
             flaw: Flaw::default(),
             endpoint,
+            _name: name.held,
         }
     }
 
@@ -81,6 +85,7 @@ impl Connection {
 struct Name {
     host: Host,
     barred: Option<(Reason, String)>,
+    held: Option<InUse>,
 }
 
 /// A connection that is closed without an answer.
@@ -245,10 +250,12 @@ impl Proxy {
 
     /// Which name the destination stands for: a synthetic address of the tenant, or a literal that a connection names.
     fn name(&self, workload: &Workload, destination: SocketAddr) -> Name {
-        let named = self
+        let held = self
             .names()
             .name_of(&workload.agent.tenant, destination.ip());
-        let host = named.unwrap_or_else(|| Host::from(destination.ip()));
+        let host = held
+            .as_ref()
+            .map_or_else(|| Host::from(destination.ip()), |name| name.host().clone());
         let barred = (!self.bundle().resolves(&workload.agent, &host)).then(|| {
             let detail = format!(
                 "No connection of {} allows {host}; ask for one that does.",
@@ -256,7 +263,7 @@ impl Proxy {
             );
             (Reason::HostUnknown, detail)
         });
-        Name { host, barred }
+        Name { host, barred, held }
     }
 
     /// The handshake under a leaf for the name that the client wants to see. A client that wants another name than it

@@ -55,6 +55,44 @@ pub enum Stage {
     Whole,
 }
 
+/// Addresses that a name may not lead to, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AddressKind {
+    /// IPv4 inside IPv6 that leads nowhere public: 6to4, Teredo, local-use NAT64.
+    Embedded,
+    /// Links and neighbours: 169.254.0.0/16 with its metadata services, fe80::/10.
+    LinkLocal,
+    /// This host.
+    Loopback,
+    /// A cloud's own services for its machines, at an address that looks public or is in a private range.
+    Metadata,
+    /// Groups, and broadcast.
+    Multicast,
+    /// Private networks, unique local addresses, shared address space.
+    Private,
+    /// Documentation, benchmarking, what is not assigned.
+    Reserved,
+    /// No address at all.
+    Unspecified,
+}
+
+impl AddressKind {
+    /// The name used as a metric label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::LinkLocal => "link_local",
+            Self::Loopback => "loopback",
+            Self::Metadata => "metadata",
+            Self::Multicast => "multicast",
+            Self::Private => "private",
+            Self::Reserved => "reserved",
+            Self::Unspecified => "unspecified",
+        }
+    }
+}
+
 /// Receives measurements; the daemon implements it over its metrics registry.
 pub trait Meter: Send + Sync + 'static {
     /// A call was decided.
@@ -65,6 +103,8 @@ pub trait Meter: Send + Sync + 'static {
     fn stage(&self, stage: Stage, took: Duration);
     /// A name was asked for, and answered or not.
     fn name(&self, answered: bool);
+    /// A name led to an address of this kind, which is never dialled.
+    fn address_refused(&self, kind: AddressKind);
     /// Agent connections were opened (+1) or closed (-1).
     fn connections(&self, delta: i64);
 }
@@ -78,5 +118,6 @@ impl Meter for NoMeter {
     fn refused(&self, _: Option<&Tenant>, _: Option<&AgentId>, _: Reason) {}
     fn stage(&self, _: Stage, _: Duration) {}
     fn name(&self, _: bool) {}
+    fn address_refused(&self, _: AddressKind) {}
     fn connections(&self, _: i64) {}
 }

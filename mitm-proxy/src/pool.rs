@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -13,13 +12,14 @@ use hyper::client::conn::{http1, http2};
 use policies::{AgentId, Endpoint};
 
 use crate::body::Body;
+use crate::names::real::Dialable;
 
 /// Whose connection, to what, where.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) agent: AgentId,
     pub(crate) endpoint: Endpoint,
-    pub(crate) address: SocketAddr,
+    pub(crate) address: Dialable,
     pub(crate) secure: bool,
 }
 

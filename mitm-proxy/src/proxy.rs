@@ -3,7 +3,7 @@
 //! INVARIANT: bundle and settings are replaced as a whole, so that a request sees one version of each at a time.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use audit::{AuditError, Ledger, RefusalFacts};
 use policies::{AgentId, Bundle, Reason, Tenant};
@@ -17,6 +17,7 @@ use crate::approvals::Approvals;
 use crate::meter::Meter;
 use crate::names::damper::Damper;
 use crate::names::pool::{NamePool, PoolError};
+use crate::names::rate::Rate;
 use crate::names::resolver;
 use crate::origin::Origins;
 use crate::serve::workload_facts;
@@ -81,6 +82,7 @@ struct Shared {
     meter: Arc<dyn Meter>,
     names: NamePool,
     origins: Arc<dyn Origins>,
+    questions: Rate,
     settings: RwLock<Arc<Settings>>,
     upstream: Upstream,
     vault: Arc<Vault>,
@@ -101,8 +103,8 @@ impl Proxy {
         meter: Arc<dyn Meter>,
         settings: Settings,
     ) -> Result<Self, StartError> {
-        let names = NamePool::new(settings.names, settings.limits.names)?;
-        names.preassign(&bundle);
+        let names = NamePool::new(settings.names, &settings.limits)?;
+        names.preassign(&bundle, Instant::now());
         let tls = client_config(&settings.extra_roots)?;
         Ok(Self(Arc::new(Shared {
             approvals: Approvals::open(ledger.clone())?,
@@ -114,6 +116,7 @@ impl Proxy {
             meter,
             names,
             origins,
+            questions: Rate::default(),
             settings: RwLock::new(Arc::new(settings)),
             vault,
             workloads,
@@ -209,7 +212,7 @@ impl Proxy {
 
     /// Puts another bundle in force; requests that are being decided finish under the one they began with.
     pub fn replace_bundle(&self, bundle: Bundle) {
-        self.0.names.preassign(&bundle);
+        self.0.names.preassign(&bundle, Instant::now());
         *self
             .0
             .bundle
@@ -288,6 +291,10 @@ impl Proxy {
 
     pub(crate) fn origins(&self) -> &dyn Origins {
         &*self.0.origins
+    }
+
+    pub(crate) fn questions(&self) -> &Rate {
+        &self.0.questions
     }
 
     pub(crate) fn upstream(&self) -> &Upstream {

@@ -179,6 +179,8 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::HostUnknown
         | Reason::KernelRefused
         | Reason::NameNotAllowed
+        | Reason::NameRateLimited
+        | Reason::NamesExhausted
         | Reason::OriginUnknown
         | Reason::PolicyDenied
         | Reason::PolicyError
@@ -186,7 +188,8 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::SniMissing
         | Reason::TlsHandshake
         | Reason::TlsRefusedByClient
-        | Reason::Unmapped => StatusCode::FORBIDDEN,
+        | Reason::Unmapped
+        | Reason::UpstreamAddress => StatusCode::FORBIDDEN,
         Reason::ConnectMethod => StatusCode::METHOD_NOT_ALLOWED,
         Reason::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,

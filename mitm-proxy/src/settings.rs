@@ -89,8 +89,18 @@ pub struct Limits {
     pub resolved: Duration,
     /// Calls of one agent that may wait for a person at the same time.
     pub pending_approvals: usize,
-    /// Names that one tenant may have addresses for.
+    /// Names that one tenant may have addresses for at a time.
     pub names: usize,
+    /// Names of them that one agent was the first to ask for.
+    pub names_per_agent: usize,
+    /// How long after its last answer a name keeps its address: many clients keep answers for longer than they may.
+    pub names_kept: Duration,
+    /// Questions a second that one agent may ask, once its burst is used up.
+    pub questions: u32,
+    /// How long a TCP connection to the resolver may be silent, or a question on it be under way.
+    pub questions_idle: Duration,
+    /// Questions that one agent may ask at once.
+    pub questions_burst: u32,
     /// How long open calls may take to finish after a stop.
     pub drain: Duration,
 }
@@ -115,6 +125,11 @@ impl Default for Limits {
             resolved: Duration::from_secs(30),
             pending_approvals: 256,
             names: 16_384,
+            names_per_agent: 4_096,
+            names_kept: Duration::from_secs(600),
+            questions: 100,
+            questions_idle: Duration::from_secs(10),
+            questions_burst: 1_000,
             drain: Duration::from_secs(5),
         }
     }

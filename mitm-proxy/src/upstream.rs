@@ -3,7 +3,6 @@
 //! INVARIANT: the peer is verified for the name that was decided on, and a call is sent at most once.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,6 @@ use policies::{AgentId, Endpoint, Reason};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use vault::Armed;
@@ -26,7 +24,7 @@ use vault::Armed;
 use crate::accept::Connection;
 use crate::body::{Body, Tally};
 use crate::meter::{Meter, Stage};
-use crate::names::real::{Resolved, resolve};
+use crate::names::real::{Dialable, Resolved, resolve};
 use crate::pool::{Borrowed, Key, Pool, Sender};
 use crate::refusal::Refusal;
 use crate::request::Request;
@@ -248,7 +246,7 @@ impl Upstream {
         Err(last)
     }
 
-    async fn addresses(&self, departure: &Departure<'_>) -> Result<Arc<[SocketAddr]>, Failed> {
+    async fn addresses(&self, departure: &Departure<'_>) -> Result<Arc<[Dialable]>, Failed> {
         let fresh = |entry: &&Resolved| entry.at.elapsed() < departure.settings.limits.resolved;
         {
             let resolved = self.resolved.read().unwrap_or_else(PoisonError::into_inner);
@@ -261,6 +259,7 @@ impl Upstream {
             departure.endpoint,
             fixed.map(String::as_str),
             departure.settings.limits.connect,
+            &*self.meter,
         )
         .await?;
         let addresses = Arc::clone(&entry.addresses);
@@ -273,12 +272,12 @@ impl Upstream {
 
     async fn connect(
         &self,
-        address: SocketAddr,
+        address: Dialable,
         departure: &Departure<'_>,
     ) -> Result<Sender, Failed> {
         let limits = &departure.settings.limits;
         let endpoint = departure.endpoint;
-        let stream = timeout(limits.connect, TcpStream::connect(address))
+        let stream = timeout(limits.connect, address.dial())
             .await
             .map_err(|_| {
                 Failed::new(

@@ -52,6 +52,8 @@ reasons! {
     KernelRefused, "kernel_refused", "The kernel refused a connection, a packet or a system call.";
     MalformedRequest, "malformed_request", "The request is not well formed.";
     NameNotAllowed, "name_not_allowed", "No connection of the agent allows this name.";
+    NameRateLimited, "name_rate_limited", "The agent asks for names too fast.";
+    NamesExhausted, "names_exhausted", "No address is left that could stand for another name.";
     NotHttp, "not_http", "The connection does not speak HTTP.";
     OriginUnknown, "origin_unknown", "The connection's workload or destination is not known.";
     Overloaded, "overloaded", "Too many calls are under way.";
@@ -68,6 +70,7 @@ reasons! {
     TlsHandshake, "tls_handshake", "The TLS handshake failed.";
     TlsRefusedByClient, "tls_refused_by_client", "The client does not trust the tenant's certificate authority.";
     Unmapped, "unmapped", "No capability of the connection matches this request.";
+    UpstreamAddress, "upstream_address", "The upstream's name leads to an address that is not public.";
     UpstreamCertificate, "upstream_certificate", "The upstream's certificate could not be verified.";
     UpstreamTimeout, "upstream_timeout", "The upstream did not answer in time.";
     UpstreamUnreachable, "upstream_unreachable", "The upstream could not be reached.";

@@ -16,6 +16,7 @@ use super::labels::{
 /// Handles to every family. Cloning a handle shares its values with the registry.
 #[derive(Debug)]
 pub(super) struct Families {
+    pub(super) addresses_refused: Family<KindLabels, Counter>,
     pub(super) approval_wait: Histogram,
     pub(super) approvals_pending: Gauge,
     pub(super) audit_commit: Histogram,
@@ -51,6 +52,7 @@ const PEOPLE: [f64; 9] = [1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1_800.0, 3_6
 impl Families {
     pub(super) fn register(registry: &mut Registry) -> Families {
         let families = Families {
+            addresses_refused: Family::default(),
             approval_wait: Histogram::new(PEOPLE),
             approvals_pending: Gauge::default(),
             audit_commit: Histogram::new(OWN),
@@ -90,6 +92,11 @@ impl Families {
             self.connections.clone(),
         );
         registry.register("names", "Names that agents asked for", self.names.clone());
+        registry.register(
+            "addresses_refused",
+            "Addresses that names led to and that are never dialled, by kind",
+            self.addresses_refused.clone(),
+        );
         registry.register(
             "approvals_pending",
             "Held calls that wait for a person",

@@ -5,13 +5,13 @@
 mod content;
 mod settle;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use audit::{ApprovalEvent, AuditError, Ledger};
 use policies::{
-    AgentId, Answer, AnswerError, Approval, ApprovalId, ApprovalState, Digest, Grant, Held,
+    AgentId, Answer, AnswerError, Approval, ApprovalId, ApprovalState, Digest, Grant, Held, Tenant,
     Timestamp,
 };
 use tokio::sync::{broadcast, watch};
@@ -111,6 +111,17 @@ impl Approvals {
     #[must_use]
     pub fn show(&self, id: &ApprovalId) -> Option<Approval> {
         self.book().get(id).map(|entry| entry.approval.clone())
+    }
+
+    /// The agents of this tenant that have an approval which can still let a call through.
+    pub(crate) fn open_agents_of(&self, tenant: &Tenant) -> HashSet<AgentId> {
+        let open = |state| matches!(state, ApprovalState::Pending | ApprovalState::Approved);
+        self.book()
+            .values()
+            .map(|entry| &entry.approval)
+            .filter(|approval| approval.agent.tenant == *tenant && open(approval.state))
+            .map(|approval| approval.agent.clone())
+            .collect()
     }
 
     /// How many wait for an answer.

@@ -4,5 +4,7 @@
 
 pub(crate) mod damper;
 pub(crate) mod pool;
+pub(crate) mod public;
+pub(crate) mod rate;
 pub(crate) mod real;
 pub(crate) mod resolver;

@@ -2,15 +2,20 @@
 //! Place on the path: every DNS query of a workload, UDP and TCP, is sent here by the kernel side.
 //! INVARIANT: nothing is ever forwarded; what is not allowed is REFUSED, counted and recorded.
 
+// Answers follow RFC 1035 with RFC 2308 (no data), 6891 (EDNS), 7766 (TCP) and 8482 (ANY). Other types than A and AAAA
+// are REFUSED and not answered with "no data": that would claim, and let caches keep, that there is no such record.
+
+use std::cell::LazyCell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use policies::{Host, Reason};
+use policies::{AgentId, Host, Reason};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -29,8 +34,8 @@ const DATAGRAM: usize = 4096;
 const EDNS_SIZE: u16 = 1232;
 /// TCP connections to the resolver at a time.
 const TCP_ROOM: usize = 256;
-/// A TCP client's patience is bounded by ours.
-const TCP_IDLE: Duration = Duration::from_secs(10);
+/// And of one agent: the others need theirs.
+const TCP_ROOM_OF_AGENT: usize = 32;
 
 /// Answers datagrams until `stop`.
 pub(crate) async fn udp(proxy: Proxy, socket: UdpSocket, stop: CancellationToken) {
@@ -69,6 +74,7 @@ pub(crate) async fn tcp(
     stop: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(TCP_ROOM));
+    let seats = Seats::default();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -78,31 +84,72 @@ pub(crate) async fn tcp(
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+        let origin = proxy.origins().accepted(stream.as_fd());
+        let workload = origin.and_then(|origin| proxy.workloads().get(origin.workload));
+        let agent = workload.as_ref().map(|workload| &workload.agent);
+        let permit = Arc::clone(&room).try_acquire_owned();
+        let (Ok(permit), Some(seat)) = (permit, seats.take(agent)) else {
+            let tenant = agent.map(|agent| &agent.tenant);
+            proxy.meter().refused(tenant, agent, Reason::Overloaded);
             continue;
         };
         let (proxy, stop) = (proxy.clone(), stop.clone());
         tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = session(&proxy, stream, from) => {}
+                () = session(&proxy, stream, workload, from) => {}
             }
-            drop(permit);
+            drop((permit, seat));
         });
     }
 }
 
+/// How many TCP connections each agent has open, and all together whom the kernel does not know.
+#[derive(Clone, Default)]
+struct Seats(Arc<Mutex<HashMap<Option<AgentId>, usize>>>);
+
+/// One of an agent's connections; gives its place back when dropped.
+struct Seat(Seats, Option<AgentId>);
+
+impl Seats {
+    fn take(&self, agent: Option<&AgentId>) -> Option<Seat> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(agent.cloned()).or_default();
+        if *count >= TCP_ROOM_OF_AGENT {
+            return None;
+        }
+        *count += 1;
+        Some(Seat(self.clone(), agent.cloned()))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.1) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                taken.remove(&self.1);
+            }
+        }
+    }
+}
+
 /// One TCP connection: queries with a length before each (RFC 1035 section 4.2.2).
-async fn session(proxy: &Proxy, mut stream: TcpStream, from: SocketAddr) {
-    let origin = proxy.origins().accepted(stream.as_fd());
-    let workload = origin.and_then(|origin| proxy.workloads().get(origin.workload));
+async fn session(
+    proxy: &Proxy,
+    mut stream: TcpStream,
+    workload: Option<Workload>,
+    from: SocketAddr,
+) {
+    let idle = proxy.settings().limits.questions_idle;
     let mut query = Vec::new();
     loop {
-        let Ok(Ok(length)) = timeout(TCP_IDLE, stream.read_u16()).await else {
+        let Ok(Ok(length)) = timeout(idle, stream.read_u16()).await else {
             return;
         };
         query.resize(usize::from(length), 0);
-        let Ok(Ok(_)) = timeout(TCP_IDLE, stream.read_exact(&mut query)).await else {
+        let Ok(Ok(_)) = timeout(idle, stream.read_exact(&mut query)).await else {
             return;
         };
         let Some(answer) = proxy.resolve(&query, workload.as_ref(), from).await else {
@@ -112,7 +159,7 @@ async fn session(proxy: &Proxy, mut stream: TcpStream, from: SocketAddr) {
             return;
         };
         let framed = [&length.to_be_bytes(), answer.as_slice()].concat();
-        let Ok(Ok(())) = timeout(TCP_IDLE, stream.write_all(&framed)).await else {
+        let Ok(Ok(())) = timeout(idle, stream.write_all(&framed)).await else {
             return;
         };
     }
@@ -120,8 +167,8 @@ async fn session(proxy: &Proxy, mut stream: TcpStream, from: SocketAddr) {
 
 /// How a question was settled.
 enum Settled {
-    /// With an address, or with none of that family.
-    Answered(Option<RData>),
+    /// With an address.
+    Answered(RData),
     /// The name does not exist, and saying so lets the client try its next spelling.
     NoSuchName,
     /// It is not answered.
@@ -129,17 +176,35 @@ enum Settled {
 }
 
 impl Proxy {
-    /// The answer to one message; `None` where silence is right (an answer sent to us).
+    /// The answer to one message; `None` where silence is right (an answer sent to us). Every message is counted as
+    /// answered or not, and what is not answered has a reason.
     async fn resolve(
         &self,
         query: &[u8],
         workload: Option<&Workload>,
         from: SocketAddr,
     ) -> Option<Vec<u8>> {
+        let refuse = async |reason, detail: &str| {
+            self.meter().name(false);
+            self.refuse_name(workload, reason, String::new(), detail.to_owned(), from)
+                .await;
+        };
+        let agent = workload.map(|workload| &workload.agent);
+        let (rate, burst) = {
+            let limits = &self.settings().limits;
+            (limits.questions, limits.questions_burst)
+        };
+        if !self.questions().admit(agent, rate, burst, Instant::now()) {
+            let detail = format!("More than {rate} questions a second, after {burst} at once.");
+            refuse(Reason::NameRateLimited, &detail).await;
+            return failed(query, ResponseCode::Refused);
+        }
         let Ok(message) = Message::from_vec(query) else {
-            return malformed(query);
+            refuse(Reason::MalformedRequest, "The DNS message cannot be read.").await;
+            return failed(query, ResponseCode::FormErr);
         };
         if message.metadata.message_type != MessageType::Query {
+            refuse(Reason::MalformedRequest, "The DNS message is an answer.").await;
             return None;
         }
         let mut answer = Message::response(message.metadata.id, message.metadata.op_code);
@@ -151,15 +216,22 @@ impl Proxy {
             edns.set_max_payload(EDNS_SIZE);
             answer.set_edns(edns);
             if asked.version() > 0 {
+                refuse(Reason::MalformedRequest, "The EDNS version is not known.").await;
                 answer.metadata.response_code = ResponseCode::BADVERS;
                 return answer.to_vec().ok();
             }
         }
         if message.metadata.op_code != OpCode::Query {
+            refuse(Reason::MalformedRequest, "The DNS message is no question.").await;
             answer.metadata.response_code = ResponseCode::NotImp;
             return answer.to_vec().ok();
         }
         let [question] = message.queries.as_slice() else {
+            refuse(
+                Reason::MalformedRequest,
+                "The DNS message has not one question.",
+            )
+            .await;
             answer.metadata.response_code = ResponseCode::FormErr;
             return answer.to_vec().ok();
         };
@@ -169,15 +241,13 @@ impl Proxy {
         match settled {
             Settled::Answered(data) => {
                 answer.metadata.authoritative = true;
-                if let Some(data) = data {
-                    answer.add_answer(Record::from_rdata(question.name().clone(), TTL, data));
-                }
+                answer.add_answer(Record::from_rdata(question.name().clone(), TTL, data));
             }
             Settled::NoSuchName => answer.metadata.response_code = ResponseCode::NXDomain,
             Settled::Refused(reason, detail) => {
                 answer.metadata.response_code = ResponseCode::Refused;
-                self.refuse_name(workload, reason, question, detail, from)
-                    .await;
+                let name = spoken(question.name());
+                self.refuse_name(workload, reason, name, detail, from).await;
             }
         }
         answer.to_vec().ok()
@@ -219,14 +289,23 @@ impl Proxy {
             );
             return Settled::Refused(Reason::QueryTypeRefused, detail);
         }
-        let Some(addresses) = self.names().assign(&agent.tenant, &host) else {
-            let detail = format!("Tenant {} has as many names as it may have.", agent.tenant);
-            return Settled::Refused(Reason::Overloaded, detail);
+        // A call that was answered "ask again once it is approved" is sent again to the name it was made to.
+        let held = LazyCell::new(|| self.approvals().open_agents_of(&agent.tenant));
+        let still_meant = |name: &Host| held.iter().any(|holder| bundle.resolves(holder, name));
+        let addresses = match self
+            .names()
+            .assign(agent, &host, Instant::now(), still_meant)
+        {
+            Ok(addresses) => addresses,
+            Err(exhausted) => {
+                let detail = format!("{agent} gets no address for {host}: {exhausted}.");
+                return Settled::Refused(Reason::NamesExhausted, detail);
+            }
         };
-        Settled::Answered(Some(match question.query_type() {
+        Settled::Answered(match question.query_type() {
             RecordType::A => RData::A(A(addresses.v4)),
             _ => RData::AAAA(AAAA(addresses.v6)),
-        }))
+        })
     }
 
     /// Counts every refused name; records them at a bounded rate, since a query costs its sender nothing.
@@ -234,14 +313,13 @@ impl Proxy {
         &self,
         workload: Option<&Workload>,
         reason: Reason,
-        question: &Query,
+        name: String,
         detail: String,
         from: SocketAddr,
     ) {
         let agent = workload.map(|workload| &workload.agent);
         self.meter()
             .refused(agent.map(|agent| &agent.tenant), agent, reason);
-        let name = spoken(question.name());
         // Keyed by agent and not by name: names can be invented, one for each record that one wants to cause.
         let Some(left_out) = self
             .damper()
@@ -273,18 +351,14 @@ fn prefixes(host: &Host) -> impl Iterator<Item = Host> {
         .filter_map(move |at| text.get(..at).and_then(|prefix| Host::parse(prefix).ok()))
 }
 
-/// FORMERR for what has at least an id and is a query; nothing for less.
-fn malformed(query: &[u8]) -> Option<Vec<u8>> {
+/// A bare answer for what has at least an id and is a query; nothing for less.
+fn failed(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     let (id, rest) = query.split_first_chunk::<2>()?;
     // QR bit: an answer to us gets no answer.
     if rest.first()? & 0x80 != 0 {
         return None;
     }
-    Message::error_msg(
-        u16::from_be_bytes(*id),
-        OpCode::Query,
-        ResponseCode::FormErr,
-    )
-    .to_vec()
-    .ok()
+    Message::error_msg(u16::from_be_bytes(*id), OpCode::Query, code)
+        .to_vec()
+        .ok()
 }

@@ -62,6 +62,33 @@ impl World {
         Some(answer)
     }
 
+    /// A socket whose questions are this workload's.
+    pub async fn datagram_socket(&self, workload: WorkloadId) -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let destination = "192.0.2.53:53".parse().unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let origin = Origin {
+            workload,
+            destination,
+        };
+        self.table.0.lock().unwrap().insert(port, origin);
+        socket
+    }
+
+    /// A TCP connection of this workload to the resolver.
+    pub async fn dial_dns(&self, workload: WorkloadId) -> std::io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind("127.0.0.1:0".parse().unwrap())?;
+        let destination = "192.0.2.53:53".parse().unwrap();
+        let port = socket.local_addr()?.port();
+        let origin = Origin {
+            workload,
+            destination,
+        };
+        self.table.0.lock().unwrap().insert(port, origin);
+        socket.connect(self.dns_tcp).await
+    }
+
     /// The synthetic IPv4 address of a name.
     pub async fn address_of(&self, name: &str) -> IpAddr {
         let answer = self.query_as(WORKLOAD, name, RecordType::A).await;

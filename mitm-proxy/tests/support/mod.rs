@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use audit::{Entry, Ledger, Options, Query};
-use mitm_proxy::meter::Stage;
+use mitm_proxy::meter::{AddressKind, Stage};
 use mitm_proxy::{
     CallMeasure, Listeners, Meter, Origin, Origins, Proxy, Settings, Workload, Workloads,
 };
@@ -67,6 +67,7 @@ pub struct Counts {
     pub refused: Mutex<Vec<Reason>>,
     pub calls: Mutex<Vec<(String, &'static str)>>,
     pub names: Mutex<Vec<bool>>,
+    pub addresses: Mutex<Vec<AddressKind>>,
     pub stages: Mutex<Vec<Stage>>,
     pub connections: Mutex<i64>,
 }
@@ -86,6 +87,9 @@ impl Meter for Counts {
     }
     fn name(&self, answered: bool) {
         self.names.lock().unwrap().push(answered);
+    }
+    fn address_refused(&self, kind: AddressKind) {
+        self.addresses.lock().unwrap().push(kind);
     }
     fn connections(&self, delta: i64) {
         *self.connections.lock().unwrap() += delta;

@@ -16,6 +16,7 @@ const BROKERS: &[&str] = &[
     "/dev/net/tun",
     "/dev/vhost-net",
     "/dev/vhost-vsock",
+    "/run/avahi-daemon",
     "/run/containerd",
     "/run/crio",
     "/run/dbus",
@@ -23,7 +24,9 @@ const BROKERS: &[&str] = &[
     "/run/docker.sock",
     "/run/libvirt",
     "/run/nscd",
+    "/run/nslcd",
     "/run/podman",
+    "/run/samba",
     "/run/snapd.socket",
     "/run/sssd",
     "/run/systemd/io.systemd.ManagedOOM",
@@ -34,6 +37,7 @@ const BROKERS: &[&str] = &[
     "/run/systemd/resolve/io.systemd.Resolve",
     "/run/systemd/resolve/io.systemd.Resolve.Monitor",
     "/run/systemd/userdb",
+    "/run/unbound.ctl",
     "/var/lib/sss/pipes",
 ];
 
