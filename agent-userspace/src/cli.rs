@@ -23,6 +23,7 @@ mod render;
 mod run;
 mod secret;
 mod status;
+mod trust;
 mod vault;
 
 use std::process::ExitCode;
@@ -110,6 +111,9 @@ enum Command {
     Run(run::Args),
     /// Say what runs
     Status(status::Args),
+    /// Find the CA bundles that programs bring along
+    #[command(subcommand)]
+    Trust(trust::Command),
     /// Keep the credentials that agents never see
     #[command(subcommand)]
     Vault(vault::Command),
@@ -141,6 +145,7 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Failure> {
         Command::Policy(command) => policy::run(global, command),
         Command::Run(args) => run::run(global, args),
         Command::Status(args) => status::run(global, args),
+        Command::Trust(command) => trust::run(global, command),
         Command::Vault(command) => vault::run(global, command),
     }
 }

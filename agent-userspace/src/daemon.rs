@@ -24,4 +24,5 @@ pub use error::DaemonError;
 pub use listeners::open_for_parent;
 pub use places::connect_to_enforcer;
 pub use start::run;
+pub(crate) use supervise::own_binary;
 pub use worker::run as run_worker;

@@ -44,6 +44,8 @@ pub use instance::{Instance, NotAWorkload, WorkloadName};
 pub use netns::NetNamespace;
 pub use outside::{Gone, Unfit};
 pub use refusals::{Events, KernelRefusal, RefusalKind};
+#[cfg(test)]
+pub(crate) use report::names as layer_names;
 pub use upkeep::Repaired;
 pub use watch::Fault;
 

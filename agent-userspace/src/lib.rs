@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod enforce;
+pub mod escapes;
 pub mod layers;
 pub mod metrics;
 pub mod origin;

@@ -13,10 +13,12 @@ use policies::{AgentId, Reason, Tenant, Timestamp};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
+use crate::escapes::{self, EscapeState};
 use crate::layers::{LayerReport, LayerState};
 use families::Families;
 use labels::{
-    AnswerLabels, BundleLabels, CallLabels, FaultLabels, KindLabels, LayerLabels, RefusalLabels,
+    AnswerLabels, BundleLabels, CallLabels, EscapeLabels, FaultLabels, KindLabels, LayerLabels,
+    RefusalLabels,
 };
 
 pub(crate) use scrape::serve;
@@ -50,6 +52,18 @@ impl Metrics {
                     .layer
                     .get_or_create(&labels)
                     .set(i64::from(state == layer.state));
+            }
+        }
+        for escape in escapes::classes(layers) {
+            for state in EscapeState::ALL {
+                let labels = EscapeLabels {
+                    class: escape.class.as_str(),
+                    state: state.as_str(),
+                };
+                self.families
+                    .escape
+                    .get_or_create(&labels)
+                    .set(i64::from(state == escape.state));
             }
         }
     }

@@ -47,7 +47,7 @@ fn status_and_doctor_tell_what_runs() {
     assert_eq!(status["reload"]["ok"], true);
     let said = instance.sluice(&["status"]);
     assert!(
-        said.out.contains("1 of 2 live; see `sluice doctor`"),
+        said.out.contains("7 of 8 live; see `sluice doctor`"),
         "{}",
         said.all()
     );

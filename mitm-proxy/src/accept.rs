@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::Proxy;
 use crate::names::pool::InUse;
+use crate::probe::{self, is_probe};
 use crate::response::ResponseBody;
 use crate::tls::{H2, verify};
 use crate::wire::{Flaw, Watched};
@@ -256,7 +257,8 @@ impl Proxy {
         let host = held
             .as_ref()
             .map_or_else(|| Host::from(destination.ip()), |name| name.host().clone());
-        let barred = (!self.bundle().resolves(&workload.agent, &host)).then(|| {
+        let known = is_probe(&host) || self.bundle().resolves(&workload.agent, &host);
+        let barred = (!known).then(|| {
             let detail = format!(
                 "No connection of {} allows {host}; ask for one that does.",
                 workload.agent
@@ -390,7 +392,12 @@ impl Proxy {
         incoming: http::Request<Incoming>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + use<> {
         let proxy = self.clone();
-        async move { Ok(proxy.answer(&connection, incoming).await) }
+        async move {
+            if let Some(answer) = probe::answer(&connection, &incoming) {
+                return Ok(answer);
+            }
+            Ok(proxy.answer(&connection, incoming).await)
+        }
     }
 
     /// Says no to a connection that never became a request: a metric, and a record unless there were too many of its kind.

@@ -113,7 +113,7 @@ impl Worker {
 }
 
 /// This program again, in another role.
-pub(super) fn own_binary(role: &str) -> Command {
+pub(crate) fn own_binary(role: &str) -> Command {
     // By this link also when the file has been replaced by an upgrade meanwhile.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("sluice").arg(role);

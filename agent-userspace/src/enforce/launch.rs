@@ -24,6 +24,7 @@ use std::path::PathBuf;
 pub use account::{Account, AccountError};
 pub use home::HomeError;
 pub use proxy::{ConfineError, confine_proxy};
+pub(crate) use trust::{Overlaid, overlaid, sets_variable};
 pub use wait::Running;
 
 /// A command to start, and what it may see.

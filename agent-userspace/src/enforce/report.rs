@@ -154,6 +154,15 @@ const KEEP: Layer = (
 );
 const STRAY_OTHERS: &str =
     "until then it makes no IP socket, connection or datagram, but sockets of other kinds";
+/// The names of all layers that [`layers`] reports.
+#[cfg(test)]
+pub(crate) fn names() -> Vec<&'static str> {
+    let of_programs = LAYERS.iter().chain(&LSM).chain([&FOREIGN]);
+    of_programs
+        .map(|(name, _, _)| *name)
+        .chain(["label"])
+        .collect()
+}
 
 /// Every layer, best first.
 pub(super) fn layers(

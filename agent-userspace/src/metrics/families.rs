@@ -10,7 +10,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    AnswerLabels, BundleLabels, CallLabels, FaultLabels, KindLabels, LayerLabels, RefusalLabels,
+    AnswerLabels, BundleLabels, CallLabels, EscapeLabels, FaultLabels, KindLabels, LayerLabels,
+    RefusalLabels,
 };
 
 /// Handles to every family. Cloning a handle shares its values with the registry.
@@ -28,6 +29,7 @@ pub(super) struct Families {
     pub(super) control_refusals: Counter,
     pub(super) decision: Histogram,
     pub(super) enforcement_faults: Family<FaultLabels, Counter>,
+    pub(super) escape: Family<EscapeLabels, Gauge>,
     pub(super) kernel_refusals: Family<KindLabels, Counter>,
     pub(super) layer: Family<LayerLabels, Gauge>,
     pub(super) names: Family<AnswerLabels, Counter>,
@@ -64,6 +66,7 @@ impl Families {
             control_refusals: Counter::default(),
             decision: Histogram::new(OWN),
             enforcement_faults: Family::default(),
+            escape: Family::default(),
             kernel_refusals: Family::default(),
             layer: Family::default(),
             names: Family::default(),
@@ -163,6 +166,11 @@ impl Families {
             "control_refusals",
             "Peers refused on the control socket",
             self.control_refusals.clone(),
+        );
+        registry.register(
+            "escape",
+            "1 for the state that a way out of a workload is in",
+            self.escape.clone(),
         );
         registry.register(
             "layer",

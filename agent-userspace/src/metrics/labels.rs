@@ -41,6 +41,13 @@ pub(super) struct AnswerLabels {
     pub(super) answer: &'static str,
 }
 
+/// One way out in one state.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct EscapeLabels {
+    pub(super) class: &'static str,
+    pub(super) state: &'static str,
+}
+
 /// One enforcement layer in one state.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub(super) struct LayerLabels {

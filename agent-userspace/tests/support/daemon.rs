@@ -43,18 +43,20 @@ impl Origins for Nobody {
 
 /// Layers as a host without BPF LSM has them.
 pub fn layers() -> Vec<LayerReport> {
-    vec![
-        LayerReport {
-            name: "connect".to_owned(),
-            state: LayerState::Live,
-            leaves_open: Vec::new(),
-        },
-        LayerReport {
-            name: "lsm".to_owned(),
-            state: LayerState::Absent,
-            leaves_open: vec!["io_uring".to_owned()],
-        },
-    ]
+    let live = [
+        "bind", "connect", "datagram", "egress", "ingress", "origin", "socket",
+    ];
+    let live = live.map(|name| LayerReport {
+        name: name.to_owned(),
+        state: LayerState::Live,
+        leaves_open: Vec::new(),
+    });
+    let lsm = LayerReport {
+        name: "lsm".to_owned(),
+        state: LayerState::Absent,
+        leaves_open: vec!["io_uring".to_owned()],
+    };
+    live.into_iter().chain([lsm]).collect()
 }
 
 impl Daemon {

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Proxy;
+use crate::probe::is_probe;
 use crate::workload::Workload;
 
 /// Seconds that an answer may be kept: short, because addresses on demand are gone after a restart.
@@ -272,7 +273,7 @@ impl Proxy {
         if question.query_class() != DNSClass::IN || host.is_ip() {
             return not_allowed();
         }
-        if !bundle.resolves(agent, &host) {
+        if !bundle.resolves(agent, &host) && !is_probe(&host) {
             // `api.example.com.corp.lan`: a search list at work. REFUSED would end the client's search before it tries
             // the name as it was given.
             let shorter = prefixes(&host).any(|prefix| bundle.resolves(agent, &prefix));

@@ -107,6 +107,44 @@ impl Trust {
     }
 }
 
+/// What covers a bundle without being told.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Overlaid {
+    /// Every workload sees the combined bundle in its place.
+    System,
+    /// Workloads whose programs belong to this prefix do.
+    Packages(PathBuf),
+}
+
+/// How a launch would cover this file, if it would.
+pub(crate) fn overlaid(file: &Path) -> Option<Overlaid> {
+    let is_system = |bundle: &&str| fs::canonicalize(bundle).is_ok_and(|real| real == file);
+    if SYSTEM_BUNDLES.iter().any(is_system) {
+        return Some(Overlaid::System);
+    }
+    let vendored = VENDORED.iter().find(|vendored| file.ends_with(vendored))?;
+    // PREFIX/lib*/python3*/{site,dist}-packages, as `package_directories` looks for them.
+    let mut above = file
+        .ancestors()
+        .skip(Path::new(vendored).components().count());
+    let packages = above.next()?.file_name()?.to_str()?;
+    let python = above.next()?.file_name()?.to_str()?;
+    let library = above.next()?.file_name()?.to_str()?;
+    let found = matches!(packages, "site-packages" | "dist-packages")
+        && python.starts_with("python3")
+        && matches!(library, "lib" | "lib64");
+    found.then(|| {
+        above
+            .next()
+            .map(|prefix| Overlaid::Packages(prefix.to_owned()))
+    })?
+}
+
+/// Whether each launch sets this variable.
+pub(crate) fn sets_variable(name: &str) -> bool {
+    COMBINED.contains(&name) || ADDED.contains(&name)
+}
+
 /// The environment with the variables of CA trust, given where the two files will be.
 pub(super) fn environment(
     inherited: &[(OsString, OsString)],
