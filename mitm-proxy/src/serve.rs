@@ -229,13 +229,9 @@ impl Notes {
 
 /// 32 hexadecimal digits, as W3C Trace Context wants them; empty where the kernel has no randomness.
 fn trace_id() -> String {
-    use std::fmt::Write as _;
-    let mut text = String::with_capacity(32);
-    for byte in clock::entropy().iter().flatten() {
-        // NOTE: writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    clock::entropy()
+        .map(|bytes| format!("{:032x}", u128::from_be_bytes(bytes)))
+        .unwrap_or_default()
 }
 
 /// The record's view of a workload.
