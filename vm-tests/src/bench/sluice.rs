@@ -129,8 +129,8 @@ fn policies() -> String {
     const CAPABILITIES: [&str; 4] = [
         "stripe::Action::\"refunds.create\"",
         "stripe::Action::\"balance.read\"",
-        "slack::Action::\"messages.send\"",
-        "github::Action::\"issues.close\"",
+        "stripe::Action::\"charges.read\"",
+        "stripe::Action::\"customers.delete\"",
     ];
     let mut text = String::new();
     for number in 0..POLICIES {
