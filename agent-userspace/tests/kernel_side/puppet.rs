@@ -48,7 +48,7 @@ impl Puppet {
         let (ours, theirs) = strings();
         let role = role(theirs.try_clone().unwrap());
         command.arg(role.get_program()).args(role.get_args());
-        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        command.stdin(theirs).stdout(Stdio::null());
         Puppet::spawn(command, ours)
     }
 

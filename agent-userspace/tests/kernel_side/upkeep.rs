@@ -7,6 +7,7 @@ use agent_userspace::enforce::{Fault, Repaired, panic};
 
 use crate::host::{ECONNREFUSED, EPERM, Host};
 use crate::net::detach_link;
+use crate::outside::{Elsewhere, govern};
 use crate::puppet::Puppet;
 
 /// One look of the watchdog.
@@ -247,4 +248,32 @@ fn a_panic_needs_no_daemon_and_no_daemon_publishes_over_it() {
     for who in [&mut workload, &mut other] {
         who.connect("198.18.0.1:443").unwrap();
     }
+}
+
+#[test]
+fn a_workload_elsewhere_is_watched_and_cut_like_any_other() {
+    let mut host = Host::start();
+    let place = Elsewhere::make(&mut host);
+    let mut workload = Puppet::start(Some(&place.0));
+    let id = govern(&mut host, "acme/support", &place.0).id;
+    assert_eq!(watch(&mut host), [], "the control: nothing is missing");
+    let sets = host.pin(&format!("outside_{id}"));
+    for wall in ["link_egress", "link_connect4"] {
+        detach_link(&sets.join(wall)).unwrap();
+        let found = Fault::LinkDetached(wall.trim_start_matches("link_").to_owned());
+        assert_eq!(watch(&mut host), [found]);
+        assert_eq!(workload.connect("192.0.2.1:443"), Err(EPERM));
+    }
+    let (open, _, _) = workload.connect("198.18.0.1:443").unwrap();
+    let (_stream, origin) = host.accept();
+    assert_eq!(origin.unwrap().workload, id);
+    if host.enforcement().cut(id).unwrap().refused == 0 {
+        assert!(workload.ask(&format!("read {open}")).is_err());
+    }
+    // Its cgroup is gone: that is no fault, and `sweep` tells it.
+    drop(workload);
+    drop(place);
+    assert_eq!(watch(&mut host), []);
+    assert_eq!(host.enforcement().sweep().unwrap().len(), 1);
+    assert_eq!(watch(&mut host), []);
 }

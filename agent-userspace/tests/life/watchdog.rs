@@ -77,6 +77,12 @@ fn removed_pins_are_pinned_again_and_outlive_the_daemon() {
     daemon.eventually("every pin is back", |daemon| {
         fs::read_dir(daemon.pin("")).unwrap().count() == all
     });
+    // A daemon that dies in the middle leaves the workloads standing, for the next one to let go on.
+    daemon.eventually("the repair is over", |daemon| {
+        let status = daemon.told(&["status", "--format", "json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["faults"]["found"].as_u64() > Some(0)
+    });
     daemon.kill();
     assert_eq!(agent.connect(&outside.address().to_string()), Err(EPERM));
     assert_eq!(outside.reached(), 0);
