@@ -27,6 +27,7 @@ pub struct Instance {
     daemon: Option<Child>,
     keep: bool,
     metrics_port: u16,
+    binary: PathBuf,
 }
 
 impl Instance {
@@ -59,6 +60,7 @@ impl Instance {
             daemon: None,
             keep: false,
             metrics_port,
+            binary: sluice_binary(),
         })
     }
 
@@ -148,21 +150,66 @@ impl Instance {
         self.start_once()
     }
 
+    fn spawn_daemon(&self, notify: &Path) -> Result<Child> {
+        let log = self.log();
+        let mut command = self.sluice(&["daemon"]);
+        command.env("NOTIFY_SOCKET", notify).stdin(Stdio::null());
+        command.stdout(File::options().create(true).append(true).open(&log)?);
+        command.stderr(File::options().create(true).append(true).open(&log)?);
+        let child = command.spawn().context("cannot start sluice daemon")?;
+        fs::write(
+            self.root.join(leftovers::DAEMON_PID),
+            child.id().to_string(),
+        )?;
+        Ok(child)
+    }
+
+    /// Starts a daemon and kills it this much later, whatever it is doing then.
+    ///
+    /// # Errors
+    /// If it cannot be started, or had ended by itself.
+    pub fn crash_in_start(&mut self, after: Duration) -> Result<()> {
+        let nobody = self.root.join("nobody.sock");
+        self.daemon = Some(self.spawn_daemon(&nobody)?);
+        std::thread::sleep(after);
+        self.kill().map(drop)
+    }
+
+    /// Kills the proxy process alone.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn kill_proxy(&self) -> Result<()> {
+        let worker = self.worker_pid().context("no proxy process")?;
+        signal(worker, rustix::process::Signal::KILL)
+    }
+
+    /// Waits until the proxy process of the running daemon answers: its socket is the enforcer's, so that this waits for the next one.
+    ///
+    /// # Errors
+    /// If it does not in time.
+    pub fn until_it_answers(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.ask(&["status"])?.status.success() {
+            if Instant::now() > deadline {
+                bail!("the daemon does not answer\n{}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// From now on it is this copy of `sluice`.
+    pub fn use_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
     fn start_once(&mut self) -> Result<()> {
         let notify = self.root.join("notify.sock");
         drop(fs::remove_file(&notify));
         let socket = UnixDatagram::bind(&notify)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-        let log = self.log();
-        let mut command = self.sluice(&["daemon"]);
-        command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null());
-        command.stdout(File::options().create(true).append(true).open(&log)?);
-        command.stderr(File::options().create(true).append(true).open(&log)?);
-        let mut child = command.spawn().context("cannot start sluice daemon")?;
-        fs::write(
-            self.root.join(leftovers::DAEMON_PID),
-            child.id().to_string(),
-        )?;
+        let mut child = self.spawn_daemon(&notify)?;
         let patience = start_patience();
         let deadline = Instant::now() + patience;
         let mut buffer = [0_u8; 4096];
@@ -269,7 +316,7 @@ impl Instance {
     /// `sluice` with these arguments, for this instance.
     #[must_use]
     pub fn sluice(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(sluice_binary());
+        let mut command = Command::new(&self.binary);
         command
             .args(args)
             .env("SLUICE_CONFIG", self.root.join("config"))

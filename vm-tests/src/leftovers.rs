@@ -91,6 +91,13 @@ pub fn instance_name(runtime: &Path) -> String {
     format!("sluice-{hex}")
 }
 
+/// Where the daemon of an instance pins its programs and maps; none before it did.
+pub(crate) fn pins_of(root: &Path) -> Option<PathBuf> {
+    let runtime = fs::canonicalize(root.join("run")).ok()?;
+    let pins = Path::new(BPFFS).join(instance_name(&runtime));
+    pins.is_dir().then_some(pins)
+}
+
 /// Kills the daemon of a run that died, if that pid is still a `sluice` of this very directory.
 fn kill_daemon(root: &Path) {
     let Ok(pid) = fs::read_to_string(root.join(DAEMON_PID)) else {

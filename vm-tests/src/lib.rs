@@ -10,4 +10,5 @@ pub mod instance;
 pub mod leftovers;
 pub mod output;
 pub mod pki;
+pub mod rounds;
 pub mod upstream;

@@ -10,6 +10,7 @@ mod demo;
 mod deny;
 mod ebpf;
 mod escape;
+mod rounds;
 mod setup;
 mod shell;
 mod suite;
@@ -42,6 +43,8 @@ enum Command {
     Ebpf,
     /// Try every known way around Sluice, with and without it
     Escape(escape::Args),
+    /// Kill, restart and upgrade a daemon at random moments, under load
+    Rounds(rounds::Args),
     /// Make this machine able to build, test and demonstrate Sluice
     Setup(setup::Args),
     /// Build, then every test, the doctests, the demo and the virtual machine
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Ebpf => setup::kernel_side().map(|object| println!("{}", object.display())),
         Command::Escape(args) => escape::run(&args),
+        Command::Rounds(args) => rounds::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Test(args) => suite::run(&args),
         Command::Tidy => tidy::run(),

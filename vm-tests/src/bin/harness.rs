@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vm_tests::bench::{self, load, relay};
+use vm_tests::rounds::{self, dial};
 use vm_tests::{demo, leftovers};
 
 #[derive(Parser)]
@@ -32,10 +33,14 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Dial an address until standard input ends
+    Dial(dial::Dial),
     /// Generate load, and print what came of it
     Load(load::Load),
     /// Pass TCP connections on: the least that a proxy can do
     Relay(relay::Relay),
+    /// Kill, restart and upgrade a daemon under load
+    Rounds(rounds::Rounds),
 }
 
 fn main() -> ExitCode {
@@ -60,7 +65,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
             Ok(true)
         }
         Command::Demo { venv, keep } => demo::run(&venv, keep),
+        Command::Dial(dial) => dial::run(&dial).map(|()| true),
         Command::Load(load) => load::run(&load).map(|()| true),
         Command::Relay(relay) => relay::run(&relay).map(|()| true),
+        Command::Rounds(rounds) => rounds::run(&rounds),
     }
 }
