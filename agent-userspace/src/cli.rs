@@ -13,8 +13,10 @@ mod check;
 mod connector;
 mod daemon;
 mod doctor;
+mod enforcer;
 mod failure;
 mod money;
+mod oci_hook;
 mod offline;
 mod output;
 mod panic;
@@ -98,6 +100,8 @@ enum Command {
     Daemon(daemon::Args),
     /// Name each enforcement layer, and what is open without it
     Doctor(doctor::Args),
+    /// Govern a container that is being created: the createRuntime hook of an OCI runtime
+    OciHook(oci_hook::Args),
     #[command(hide = true)]
     InternalListen(daemon::ListenArgs),
     #[command(hide = true)]
@@ -139,6 +143,7 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Failure> {
         Command::Connector(command) => connector::run(global, command),
         Command::Daemon(args) => daemon::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
+        Command::OciHook(args) => oci_hook::run(global, args),
         Command::InternalListen(args) => daemon::run_listen(global, args),
         Command::InternalWorker(args) => daemon::run_worker(global, args),
         Command::Panic(args) => panic::run(global, args),

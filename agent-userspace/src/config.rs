@@ -15,6 +15,7 @@ use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
 use policies::Tenant;
+use rustix::fs::{FileType, Mode, OFlags};
 use tracing_subscriber::EnvFilter;
 
 pub use accounts::{Accounts, ProcessFacts};
@@ -134,6 +135,39 @@ impl Paths {
     pub fn disabled_file(&self) -> PathBuf {
         self.state.join("disabled")
     }
+}
+
+/// A tenant's root certificate. It lies in a directory of the proxy process, so a link or a pipe in its place is refused.
+///
+/// # Errors
+/// It cannot be read, or is no file.
+pub fn read_certificate(path: &std::path::Path) -> io::Result<String> {
+    use std::io::Read as _;
+    // Anything longer is none.
+    const MAX_PEM: u64 = 64 * 1024;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::from(io::ErrorKind::InvalidData));
+    }
+    let mut text = String::new();
+    std::fs::File::from(file)
+        .take(MAX_PEM)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// A text file of somebody else's, such as a container's configuration.
+///
+/// # Errors
+/// It cannot be read, is not UTF-8 or larger than 16 MiB.
+pub fn read_text(path: &std::path::Path) -> io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)?
+        .take(16 * 1024 * 1024)
+        .read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The directory in which systemd put this service's credentials, if it did.

@@ -17,6 +17,7 @@ pub mod protocol;
 mod runs;
 mod start;
 mod supervise;
+mod ways;
 mod worker;
 
 pub use channel::{Channel, ChannelError};

@@ -345,6 +345,19 @@ impl Enforcement {
         shown.map_or_else(String::new, |(shown, _)| shown)
     }
 
+    /// The directory of a cgroup that `/proc/<pid>/cgroup` shows so; none if it is not mounted here.
+    #[must_use]
+    pub fn directory_of(&self, in_hierarchy: &str) -> Option<PathBuf> {
+        self.tree.path_of(in_hierarchy)
+    }
+
+    /// The cgroup of a directory as `/proc/<pid>/cgroup` shows it; none if it is not of this hierarchy.
+    #[must_use]
+    pub fn shown(&self, directory: &Path) -> Option<String> {
+        let (shown, _) = self.tree.in_hierarchy(directory)?;
+        Some(shown)
+    }
+
     /// Descriptors for the proxy process.
     pub fn map_fds(&self) -> Result<MapFds, EnforceError> {
         let clone = |map: &'static str, data: &aya::maps::MapData| {

@@ -40,4 +40,4 @@ pub use proxy::{Further, Listeners, Proxy, StartError};
 pub use settings::{Limits, Pools, Settings};
 pub use tls::CaError;
 pub use tls::verify::RootsError;
-pub use workload::{Workload, Workloads};
+pub use workload::{Way, Workload, Workloads};

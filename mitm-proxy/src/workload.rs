@@ -7,7 +7,43 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use policies::{AgentId, WorkloadId};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+/// How a workload came to be governed.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// A process tree that ran already was moved: weaker than one that was launched.
+    Adopted,
+    /// A cgroup that somebody else made and keeps: a unit's, a container's.
+    Attached,
+    /// `sluice run --isolate`.
+    Isolated,
+    /// `sluice run`.
+    Run,
+}
+
+impl Way {
+    /// Its name in reports.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Way::Adopted => "adopted",
+            Way::Attached => "attached",
+            Way::Isolated => "isolated",
+            Way::Run => "run",
+        }
+    }
+
+    /// The way of this name.
+    #[must_use]
+    pub fn from_name(name: &[u8]) -> Option<Way> {
+        [Way::Adopted, Way::Attached, Way::Isolated, Way::Run]
+            .into_iter()
+            .find(|way| way.as_str().as_bytes() == name)
+    }
+}
 
 /// One live process tree that runs as an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +58,8 @@ pub struct Workload {
     pub exe: Option<String>,
     /// The cgroup's path below the mount point.
     pub cgroup: String,
+    /// How it came to be governed; for people, never for a decision.
+    pub way: Way,
 }
 
 /// All live workloads of this host, and the agents that are switched off.

@@ -9,6 +9,10 @@
     reason = "a failed test panics, in its helpers too"
 )]
 
+#[path = "ways_in/bundle.rs"]
+mod bundle;
+#[path = "ways_in/container.rs"]
+mod container;
 #[path = "ways_in/isolated.rs"]
 mod isolated;
 #[path = "ways_in/own_uid.rs"]
@@ -17,6 +21,9 @@ mod own_uid;
 mod shell;
 
 use vm_tests::demo::Stage;
+
+/// Whom everything runs as.
+pub(crate) const AGENT: &str = "acme/support";
 
 /// A call that the agent may make, as curl's last lines: the body and the status.
 pub(crate) const BALANCE: &str = "https://api.stripe.com/v1/balance";

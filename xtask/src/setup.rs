@@ -76,6 +76,11 @@ const PACKAGES: &[Package] = &[
         present: || has("qemu-system-x86_64"),
     },
     Package {
+        name: "runc",
+        why: "the container runtime that the tests govern",
+        present: || has("runc"),
+    },
+    Package {
         name: "xz-utils",
         why: "unpacks kernel modules for the test machines",
         present: || has("xz"),

@@ -226,6 +226,7 @@ mod tests {
             pid: Some(7),
             exe: None,
             cgroup: "/sluice/agents/acme.support.7".to_owned(),
+            way: mitm_proxy::Way::Run,
         }
     }
 

@@ -63,14 +63,20 @@ impl Shared {
         change(&mut self.live.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Runs `identify` with what this instance knows: the governed cgroup, the control group and the accounts.
+    /// Runs `identify` with what this instance knows: the governed cgroups, the control group and the accounts.
     pub(crate) fn identify<T>(
         &self,
-        identify: impl FnOnce(&str, Option<&str>, &Accounts) -> T,
+        identify: impl FnOnce(&[String], Option<&str>, &Accounts) -> T,
     ) -> T {
         let (config, accounts) =
             self.read(|live| (Arc::clone(&live.config), Arc::clone(&live.accounts)));
-        identify(&self.governed, config.control.group.as_deref(), &accounts)
+        // Workloads lie elsewhere, too: units and containers that were attached.
+        let workloads = self.workloads.list();
+        let elsewhere = workloads.into_iter().map(|workload| workload.cgroup);
+        let governed: Vec<String> = std::iter::once(self.governed.clone())
+            .chain(elsewhere)
+            .collect();
+        identify(&governed, config.control.group.as_deref(), &accounts)
     }
 
     /// The kill switch: stored first, then in force here, then in the kernel.

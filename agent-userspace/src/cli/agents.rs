@@ -1,11 +1,15 @@
-//! `sluice agents`: what agents there are, and their kill switch.
+//! `sluice agents`: what agents there are, their kill switch, and the ways in beside `sluice run`.
 //! Asks the running daemon; a switch takes effect before the command returns.
 //! INVARIANT: switching needs a daemon, since only it can cut what runs.
+
+mod attach;
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
 use policies::AgentId;
+
+pub(super) use attach::{Pinned, failed, require_root};
 
 use super::output::Tone;
 use super::{Failure, Global, Output, ask_all};
@@ -14,6 +18,8 @@ use crate::control::{AgentReport, Client, Request};
 /// What to do with agents.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Govern a cgroup that is there already, such as a container's or a unit's
+    Attach(attach::Args),
     /// Refuse an agent's new connections and cut its open ones, at once
     Disable {
         /// TENANT/NAME
@@ -30,6 +36,7 @@ pub(super) enum Command {
 
 pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     match command {
+        Command::Attach(args) => attach::run(global, args),
         Command::Disable { agent } => set(global, agent, true),
         Command::Enable { agent } => set(global, agent, false),
         Command::List => list(global),
@@ -80,5 +87,23 @@ fn list(global: &Global) -> Result<ExitCode, Failure> {
             ]
         },
     )?;
+    let output = Output::new(global);
+    for (agent, workload) in agents
+        .iter()
+        .flat_map(|agent| agent.running.iter().map(move |workload| (agent, workload)))
+        .filter(|_| !output.is_json())
+    {
+        let pid = workload
+            .pid
+            .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        output.line(&format!(
+            "{} {} by {}, pid {pid}, {}, in {}",
+            agent.agent,
+            workload.id,
+            workload.way,
+            workload.exe.as_deref().unwrap_or("-"),
+            workload.cgroup
+        ))?;
+    }
     Ok(ExitCode::SUCCESS)
 }

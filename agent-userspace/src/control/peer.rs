@@ -69,13 +69,16 @@ impl PeerRefused {
 /// Identifies the peer of a connected socket.
 pub(crate) fn identify(
     socket: impl AsFd,
-    governed: &str,
+    governed: &[String],
     group: Option<&str>,
     accounts: &Accounts,
 ) -> Result<Peer, PeerRefused> {
     let (uid, facts) = facts(socket).map_err(|error| PeerRefused::Unknown(error.to_string()))?;
     let user = accounts.user_name(uid);
-    if is_below(&facts.cgroup, governed) {
+    if governed
+        .iter()
+        .any(|governed| is_below(&facts.cgroup, governed))
+    {
         return Err(PeerRefused::Governed {
             cgroup: facts.cgroup,
             user,
@@ -163,8 +166,9 @@ mod tests {
     fn a_peer_inside_a_governed_cgroup_is_refused() {
         let (near, _far) = UnixStream::pair().unwrap();
         // Positive control: the same peer is served when its cgroup is not governed.
-        assert!(identify(&near, "/not/this/one", None, &accounts()).is_ok());
-        let refused = identify(&near, &own_cgroup(), None, &accounts()).unwrap_err();
+        assert!(identify(&near, &["/not/this/one".to_owned()], None, &accounts()).is_ok());
+        let refused =
+            identify(&near, &["/not".to_owned(), own_cgroup()], None, &accounts()).unwrap_err();
         assert!(matches!(refused, PeerRefused::Governed { .. }), "{refused}");
     }
 

@@ -62,6 +62,9 @@ pub struct WorkloadReport {
     pub exe: Option<String>,
     /// Its cgroup.
     pub cgroup: String,
+    /// How it came to be governed: `adopted`, `attached`, `isolated` or `run`.
+    #[serde(default)]
+    pub way: String,
 }
 
 /// How the last load of the configuration went.
@@ -90,6 +93,9 @@ pub struct AgentReport {
     pub disabled: bool,
     /// How many live process trees run as it.
     pub workloads: usize,
+    /// Which.
+    #[serde(default)]
+    pub running: Vec<WorkloadReport>,
 }
 
 /// The enforcement layers.

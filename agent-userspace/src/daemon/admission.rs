@@ -4,13 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use mitm_proxy::Way;
 use policies::{AgentId, WorkloadId};
 use tokio::sync::oneshot;
 
 use super::protocol::{Refusal, Ticket, WorkloadFacts};
-use super::runs::Admission;
+use super::runs::{Admission, is_governed};
 
 /// How long the proxy process may take to answer; less than `sluice run` waits, so that it hears why.
 pub(super) const TIME_TO_ADMIT: Duration = Duration::from_secs(8);
@@ -27,10 +29,19 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) workload: WorkloadId,
-    pub(super) cgroup: OwnedFd,
+    pub(super) place: Waits,
     pub(super) netns: Option<OwnedFd>,
     pub(super) reply: oneshot::Sender<Result<Admission, Refusal>>,
     pub(super) since: Instant,
+}
+
+/// Where a workload that waits will live.
+#[derive(Debug)]
+pub(super) enum Waits {
+    /// In a cgroup that was made for it.
+    Made(OwnedFd),
+    /// In this directory, which is governed once the proxy process said yes.
+    Elsewhere(PathBuf),
 }
 
 /// The book.
@@ -71,6 +82,22 @@ impl Book {
         if let Some(entry) = self.live.get_mut(&id) {
             entry.left = true;
         }
+    }
+
+    /// The workloads whose first process is somebody else's to start: it may execute something else meanwhile.
+    pub(super) fn attached(&self) -> Vec<(WorkloadId, u32, Option<String>)> {
+        self.live
+            .values()
+            .map(|entry| &entry.facts)
+            .filter(|facts| facts.way == Way::Attached)
+            .filter_map(|facts| Some((facts.id, facts.pid?, facts.exe.clone())))
+            .collect()
+    }
+
+    /// Whether a cgroup is that of a workload, or lies below it.
+    pub(super) fn governs(&self, cgroup: &str) -> bool {
+        let mut all = self.live.values();
+        all.any(|entry| is_governed(cgroup, &entry.facts.cgroup))
     }
 
     /// The workload of this id.
@@ -148,7 +175,7 @@ mod tests {
             let (reply, _) = oneshot::channel();
             let waiting = Waiting {
                 workload: WorkloadId(ticket.0),
-                cgroup: std::fs::File::open("/").unwrap().into(),
+                place: Waits::Elsewhere("/".into()),
                 netns: None,
                 reply,
                 since,

@@ -3,6 +3,7 @@
 //! INVARIANT: ports are published once the proxy process is ready and never before; it never reads an agent's byte.
 
 mod admissions;
+mod attachments;
 mod reload;
 mod switches;
 mod watchdog;
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use policies::WorkloadId;
 use tokio::sync::mpsc;
 
 use super::DaemonError;
@@ -61,6 +63,8 @@ pub(super) struct Enforcer {
     news: mpsc::Sender<News>,
     namespaces: Namespaces,
     restart: Restart,
+    /// Workloads whose cgroup is gone and which the proxy process still knows.
+    swept: Vec<WorkloadId>,
     /// Configurations that the proxy process has not answered for yet.
     reloading: BTreeMap<Ticket, Snapshot>,
     /// What the proxy process has yet to write into the host's log.
@@ -100,6 +104,7 @@ impl Enforcer {
             news,
             namespaces,
             restart: Restart::default(),
+            swept: Vec::new(),
             reloading: BTreeMap::new(),
             happenings: VecDeque::new(),
             published: false,
@@ -317,9 +322,12 @@ impl Enforcer {
                 self.restart.due = Some(Instant::now() + LONGEST_WAIT);
             }
         }
-        for id in self.retire_left() {
+        let mut gone = self.sweep();
+        gone.extend(self.retire_left());
+        for id in gone {
             self.tell(&ToWorker::Retire { id }, None).await;
         }
+        self.look_again().await;
         self.pass_refusals_on().await;
         match self.enforcement.refusals() {
             Ok(counts) => {

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use mitm_proxy::Way;
 use policies::{AgentId, PolicyVersion, Reason, WorkloadId};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ pub struct WorkloadFacts {
     pub exe: Option<String>,
     /// The cgroup's path as `/proc/PID/cgroup` shows it.
     pub cgroup: String,
+    /// How it came to be governed.
+    pub way: Way,
 }
 
 /// The document, in a memfd, that the proxy process starts from.
@@ -217,10 +220,37 @@ pub enum Happening {
     },
 }
 
-/// `sluice run` and `sluice panic` to enforcer.
+/// A cgroup that somebody else made.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum CgroupRef {
+    /// A directory.
+    Directory(PathBuf),
+    /// As `/proc/PID/cgroup` shows it.
+    Shown(String),
+}
+
+/// `sluice run`, `sluice agents attach|adopt` and `sluice panic` to enforcer.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "to_enforcer", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromRun {
+    /// Make a cgroup for a process tree that runs already; the caller moves it. Hanging up ends the workload once it is empty.
+    Adopt {
+        /// Which agent.
+        agent: AgentId,
+        /// The tree's root, for the record.
+        pid: u32,
+    },
+    /// Make a cgroup that is there already a workload of this agent. The network namespace of its processes comes along
+    /// where they are yet to live in it. The workload ends when the cgroup is empty.
+    Attach {
+        /// Which agent.
+        agent: AgentId,
+        /// Which cgroup.
+        cgroup: CgroupRef,
+        /// Its first process, for the record.
+        pid: Option<u32>,
+    },
     /// Make a workload of this agent. The connection's life is the workload's: hanging up ends it once it is empty.
     Run {
         /// Which agent.

@@ -6,12 +6,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mitm_proxy::Way;
 use policies::{AgentId, WorkloadId};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::channel::{AsyncChannel, Channel};
-use super::protocol::{FromRun, Refusal, ToRun};
+use super::protocol::{CgroupRef, FromRun, Refusal, ToRun};
 use super::{ChannelError, DaemonError};
 use crate::config::ProcessFacts;
 
@@ -21,6 +22,26 @@ const TIME_TO_ASK: Duration = Duration::from_secs(10);
 /// A question to the enforcer's main loop.
 #[derive(Debug)]
 pub(super) enum Ask {
+    /// Govern a cgroup that is there.
+    Attach {
+        /// For which agent.
+        agent: AgentId,
+        /// Which.
+        cgroup: CgroupRef,
+        /// Its first process, for the record.
+        pid: Option<u32>,
+        /// The network namespace of its processes, where they may not be in it yet.
+        netns: Option<OwnedFd>,
+        /// Done, or why not.
+        reply: oneshot::Sender<Result<Admission, Refusal>>,
+    },
+    /// Is this cgroup a workload's, or below one? Not all lie where Sluice makes them.
+    IsGoverned {
+        /// Which cgroup.
+        cgroup: String,
+        /// The answer.
+        reply: oneshot::Sender<bool>,
+    },
     /// Make a workload.
     Run {
         /// Of which agent.
@@ -29,8 +50,8 @@ pub(super) enum Ask {
         argv0: String,
         /// Where it runs, for the log.
         cwd: PathBuf,
-        /// Whether in a network namespace of its own.
-        isolate: bool,
+        /// How: in a network namespace of its own, or for a tree that runs already.
+        way: Way,
         /// Its cgroup, or why not.
         reply: oneshot::Sender<Result<Admission, Refusal>>,
     },
@@ -87,7 +108,11 @@ pub(super) async fn accept(
 }
 
 async fn converse(peer: Channel, governed: String, asks: mpsc::Sender<Ask>) {
-    if let Err(refusal) = check_peer(&peer, &governed) {
+    let checked = match check_peer(&peer, &governed) {
+        Ok(cgroup) => check_elsewhere(cgroup, &asks).await,
+        Err(refusal) => Err(refusal),
+    };
+    if let Err(refusal) = checked {
         tracing::warn!(
             detail = refusal.detail,
             "a peer of enforcer.sock is refused"
@@ -104,14 +129,30 @@ async fn converse(peer: Channel, governed: String, asks: mpsc::Sender<Ask>) {
     }
 }
 
-/// Root, and outside every workload: a governed process must not make workloads, whatever its uid.
-fn check_peer(peer: &Channel, governed: &str) -> Result<(), Refusal> {
-    let refused = |detail: String| {
-        Err(Refusal {
-            reason: None,
-            detail,
-        })
+fn refused<T>(detail: String) -> Result<T, Refusal> {
+    Err(Refusal {
+        reason: None,
+        detail,
+    })
+}
+
+/// Nor in a workload whose cgroup somebody else made.
+async fn check_elsewhere(cgroup: String, asks: &mpsc::Sender<Ask>) -> Result<(), Refusal> {
+    let (reply, answer) = oneshot::channel();
+    let asked = asks.send(Ask::IsGoverned { cgroup, reply }).await;
+    // No answer is no permission.
+    let governed = match asked {
+        Ok(()) => answer.await.unwrap_or(true),
+        Err(_) => true,
     };
+    match governed {
+        true => refused("a workload may not start workloads".to_owned()),
+        false => Ok(()),
+    }
+}
+
+/// Root, and outside every workload: a governed process must not make workloads, whatever its uid. Gives its cgroup.
+fn check_peer(peer: &Channel, governed: &str) -> Result<String, Refusal> {
     let credentials = match rustix::net::sockopt::socket_peercred(peer) {
         Ok(credentials) => credentials,
         Err(errno) => return refused(format!("the peer is unknown: {errno}")),
@@ -124,13 +165,13 @@ fn check_peer(peer: &Channel, governed: &str) -> Result<(), Refusal> {
         Ok(facts) if is_governed(&facts.cgroup, governed) => {
             refused("a workload may not start workloads".to_owned())
         }
-        Ok(_) => Ok(()),
+        Ok(facts) => Ok(facts.cgroup),
         Err(error) => refused(format!("the peer's cgroup cannot be read: {error}")),
     }
 }
 
 /// True if the cgroup path is that of the workloads or below it.
-pub(super) fn is_governed(cgroup: &str, governed: &str) -> bool {
+pub(in crate::daemon) fn is_governed(cgroup: &str, governed: &str) -> bool {
     cgroup
         .strip_prefix(governed)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -138,34 +179,19 @@ pub(super) fn is_governed(cgroup: &str, governed: &str) -> bool {
 
 async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), ChannelError> {
     let asked = tokio::time::timeout(TIME_TO_ASK, peer.receive::<FromRun>()).await;
-    let (agent, argv0, cwd, isolate) = match asked.unwrap_or(Ok(None))? {
-        Some((
-            FromRun::Run {
-                agent,
-                argv0,
-                cwd,
-                isolate,
-            },
-            _,
-        )) => (agent, argv0, cwd, isolate),
-        Some((FromRun::Panic {}, _)) => {
-            let (reply, done) = oneshot::channel();
-            let asked = asks.send(Ask::Panic { reply }).await;
-            if asked.is_err() || done.await.is_err() {
-                return Err(ChannelError::HungUp);
-            }
-            return peer.send(&ToRun::Done {}, &[]).await;
+    let Some((asked, fds)) = asked.unwrap_or(Ok(None))? else {
+        return Err(ChannelError::HungUp);
+    };
+    if matches!(asked, FromRun::Panic {}) {
+        let (reply, done) = oneshot::channel();
+        let asked = asks.send(Ask::Panic { reply }).await;
+        if asked.is_err() || done.await.is_err() {
+            return Err(ChannelError::HungUp);
         }
-        Some((FromRun::Started { .. }, _)) | None => return Err(ChannelError::HungUp),
-    };
+        return peer.send(&ToRun::Done {}, &[]).await;
+    }
     let (reply, answer) = oneshot::channel();
-    let question = Ask::Run {
-        agent,
-        argv0,
-        cwd,
-        isolate,
-        reply,
-    };
+    let question = question(asked, fds, reply).ok_or(ChannelError::HungUp)?;
     let admitted = match asks.send(question).await {
         Ok(()) => answer.await,
         Err(_) => return Err(ChannelError::HungUp),
@@ -193,6 +219,43 @@ async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), Ch
     lived
 }
 
+/// What the first message asks for; nothing if it is none that can come first.
+fn question(
+    asked: FromRun,
+    fds: Vec<OwnedFd>,
+    reply: oneshot::Sender<Result<Admission, Refusal>>,
+) -> Option<Ask> {
+    match asked {
+        FromRun::Adopt { agent, pid } => Some(Ask::Run {
+            agent,
+            argv0: format!("pid {pid}"),
+            cwd: PathBuf::new(),
+            way: Way::Adopted,
+            reply,
+        }),
+        FromRun::Attach { agent, cgroup, pid } => Some(Ask::Attach {
+            agent,
+            cgroup,
+            pid,
+            netns: fds.into_iter().next(),
+            reply,
+        }),
+        FromRun::Run {
+            agent,
+            argv0,
+            cwd,
+            isolate,
+        } => Some(Ask::Run {
+            agent,
+            argv0,
+            cwd,
+            way: if isolate { Way::Isolated } else { Way::Run },
+            reply,
+        }),
+        FromRun::Panic {} | FromRun::Started { .. } => None,
+    }
+}
+
 /// From the admission until the peer hangs up.
 async fn live(
     peer: &AsyncChannel,
@@ -208,7 +271,12 @@ async fn live(
     while let Some((said, _)) = peer.receive::<FromRun>().await? {
         match said {
             FromRun::Started { pid } => drop(asks.send(Ask::Started { workload, pid }).await),
-            FromRun::Run { .. } | FromRun::Panic {} => return Err(ChannelError::HungUp),
+            FromRun::Adopt { .. }
+            | FromRun::Attach { .. }
+            | FromRun::Panic {}
+            | FromRun::Run { .. } => {
+                return Err(ChannelError::HungUp);
+            }
         }
     }
     Ok(())

@@ -346,6 +346,7 @@ impl From<WorkloadFacts> for Workload {
             pid: facts.pid,
             exe: facts.exe,
             cgroup: facts.cgroup,
+            way: facts.way,
         }
     }
 }

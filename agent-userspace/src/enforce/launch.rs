@@ -4,6 +4,7 @@
 
 mod account;
 mod child;
+mod container;
 mod hide;
 mod home;
 mod landlock;
@@ -22,6 +23,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use account::{Account, AccountError};
+pub use container::{FurnishError, Furniture};
 pub use home::HomeError;
 pub use proxy::{ConfineError, confine_proxy};
 pub(crate) use trust::{Overlaid, overlaid, sets_variable};

@@ -122,6 +122,7 @@ impl Daemon {
             pid: None,
             exe: None,
             cgroup,
+            way: mitm_proxy::Way::Run,
         };
         let (reply, answer) = oneshot::channel();
         self.events

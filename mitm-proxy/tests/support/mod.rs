@@ -164,6 +164,7 @@ impl World {
                 pid: Some(4242),
                 exe: Some("/usr/bin/curl".to_owned()),
                 cgroup: format!("sluice/agents/{}.1", agent.replace('/', ".")),
+                way: mitm_proxy::Way::Run,
             });
         }
         let mut settings = Settings {

@@ -46,6 +46,7 @@ fn workload(workload: &Workload) -> WorkloadReport {
         pid: workload.pid,
         exe: workload.exe.clone(),
         cgroup: workload.cgroup.clone(),
+        way: workload.way.as_str().to_owned(),
     }
 }
 
@@ -134,6 +135,11 @@ pub(super) async fn list(shared: &Arc<Shared>, replies: &mut Replies) -> Result<
             .iter()
             .filter(|workload| workload.agent == *agent.id())
             .count(),
+        running: workloads
+            .iter()
+            .filter(|found| found.agent == *agent.id())
+            .map(workload)
+            .collect(),
     };
     let reports: Vec<AgentReport> = shared.proxy.bundle().agents().map(report).collect();
     for report in reports {

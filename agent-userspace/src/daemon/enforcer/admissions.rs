@@ -4,24 +4,28 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Instant;
 
+use mitm_proxy::Way;
 use policies::{AgentId, Reason, WorkloadId};
 use tokio::sync::oneshot;
 
 use super::Enforcer;
+use super::attachments::Attach;
 use crate::config::ProcessFacts;
-use crate::daemon::admission::{TIME_TO_ADMIT, Waiting};
+use crate::daemon::admission::{TIME_TO_ADMIT, Waiting, Waits};
 use crate::daemon::error::in_full;
 use crate::daemon::protocol::{Refusal, Ticket, ToRun, ToWorker, WorkloadFacts};
-use crate::daemon::runs::{Admission, Ask};
+use crate::daemon::runs::{Admission, Ask, is_governed};
+use crate::daemon::ways;
 use crate::enforce::EnforceError;
 
-/// A workload that the kernel side knows and the proxy process does not yet.
-struct Made {
-    facts: WorkloadFacts,
-    cgroup: OwnedFd,
-    netns: Option<OwnedFd>,
+/// A workload that the proxy process does not know yet.
+pub(super) struct Made {
+    pub(super) facts: WorkloadFacts,
+    pub(super) place: Waits,
+    pub(super) netns: Option<OwnedFd>,
 }
 
 impl Enforcer {
@@ -34,16 +38,22 @@ impl Enforcer {
             if let Err(error) = self.namespaces.find(found.id, &found.path) {
                 tracing::error!(%error, workload = %found.name, "its network namespace cannot be served; it is cut off");
             }
+            let unwritten = if found.outside {
+                Way::Attached
+            } else {
+                Way::Run
+            };
+            let (pid, exe) = first_process(&found.path);
             self.book.enter(
                 WorkloadFacts {
                     id: found.id,
                     agent,
-                    pid: None,
-                    exe: None,
+                    pid,
+                    exe,
                     cgroup: found.in_hierarchy,
+                    way: ways::recall(&found.path).unwrap_or(unwritten),
                 },
-                // An empty cgroup elsewhere is not ours to give up: its unit or container may be about to start.
-                !found.outside,
+                true,
             );
         }
         self.retire_left();
@@ -92,15 +102,30 @@ impl Enforcer {
 
     pub(super) async fn asked(&mut self, ask: Ask) {
         match ask {
+            Ask::Attach {
+                agent,
+                cgroup,
+                pid,
+                netns,
+                reply,
+            } => {
+                tracing::info!(%agent, ?cgroup, "governance of a cgroup is asked for");
+                match self.attach(agent, &cgroup, pid, netns) {
+                    Ok(Attach::New(made)) => self.admit(made, reply).await,
+                    Ok(Attach::Known(admission)) => drop(reply.send(Ok(admission))),
+                    Err(refusal) => drop(reply.send(Err(refusal))),
+                }
+            }
+            Ask::IsGoverned { cgroup, reply } => drop(reply.send(self.book.governs(&cgroup))),
             Ask::Run {
                 agent,
                 argv0,
                 cwd,
-                isolate,
+                way,
                 reply,
             } => {
-                tracing::info!(%agent, argv0, cwd = %cwd.display(), isolate, "a workload is asked for");
-                match self.make(agent, isolate) {
+                tracing::info!(%agent, argv0, cwd = %cwd.display(), way = way.as_str(), "a workload is asked for");
+                match self.make(agent, way) {
                     Ok(made) => self.admit(made, reply).await,
                     Err(refusal) => drop(reply.send(Err(refusal))),
                 }
@@ -117,7 +142,7 @@ impl Enforcer {
     }
 
     /// Makes the cgroup, and a network namespace with listeners in it where one is wanted.
-    fn make(&mut self, agent: AgentId, isolate: bool) -> Result<Made, Refusal> {
+    fn make(&mut self, agent: AgentId, way: Way) -> Result<Made, Refusal> {
         self.refuse_by_host()?;
         let admitted = self
             .enforcement
@@ -129,11 +154,13 @@ impl Enforcer {
             pid: None,
             exe: None,
             cgroup: admitted.in_hierarchy,
+            way,
         };
+        ways::remember(&admitted.path, way);
         self.book.enter(facts.clone(), false);
-        let netns = match isolate {
-            true => Some(self.namespaces.make(facts.id)),
-            false => None,
+        let netns = match way {
+            Way::Isolated => Some(self.namespaces.make(facts.id)),
+            Way::Adopted | Way::Attached | Way::Run => None,
         };
         let netns = netns.transpose().map_err(|error| {
             // Nothing runs in it: the next tick removes it.
@@ -142,13 +169,13 @@ impl Enforcer {
         })?;
         Ok(Made {
             facts,
-            cgroup: admitted.cgroup,
+            place: Waits::Made(admitted.cgroup),
             netns,
         })
     }
 
     /// Why nothing may start on this host, whoever asks.
-    fn refuse_by_host(&self) -> Result<(), Refusal> {
+    pub(super) fn refuse_by_host(&self) -> Result<(), Refusal> {
         if self.panic {
             return Err(Refusal {
                 reason: Some(Reason::Panic),
@@ -168,7 +195,7 @@ impl Enforcer {
     async fn admit(&mut self, made: Made, reply: oneshot::Sender<Result<Admission, Refusal>>) {
         let Made {
             facts: workload,
-            cgroup,
+            place,
             netns,
         } = made;
         if let Some(worker) = &self.worker {
@@ -177,7 +204,7 @@ impl Enforcer {
         let ticket = self.book.ticket();
         let waiting = Waiting {
             workload: workload.id,
-            cgroup,
+            place,
             netns,
             reply,
             since: Instant::now(),
@@ -204,33 +231,63 @@ impl Enforcer {
             return tracing::warn!(?ticket, "the proxy process answers what nobody asked");
         };
         let id = waiting.workload;
-        let answer = match (refused, self.book.facts(id)) {
-            (None, Some(facts)) => {
-                let message = ToRun::Admitted {
-                    workload: id,
-                    cgroup: facts.cgroup.clone(),
-                    ca_pem: self.given.paths.ca_pem(&facts.agent.tenant),
-                    nameserver: nameserver(self.given.config.names.pool4),
-                    uids: self.given.config.launch.uids,
-                };
-                Ok(Admission {
-                    workload: id,
-                    message,
-                    cgroup: waiting.cgroup,
-                    netns: waiting.netns,
-                })
-            }
-            (Some(refusal), _) => Err(refusal),
-            (None, None) => Err(Refusal {
-                reason: None,
-                detail: "the workload is gone".to_owned(),
-            }),
+        let elsewhere = matches!(waiting.place, Waits::Elsewhere(_));
+        let answer = match refused {
+            None => self.settle(id, waiting.place, waiting.netns).await,
+            Some(refusal) => Err(refusal),
         };
         let refused = answer.is_err();
+        if refused && elsewhere {
+            self.forget_ungoverned(id);
+        }
         // If the session is gone, too, nobody will say that it ended.
         if waiting.reply.send(answer).is_err() || refused {
             self.book.leave(id);
         }
+    }
+
+    /// What is left to do once the proxy process has said yes, and what the one who asked is told.
+    async fn settle(
+        &mut self,
+        id: WorkloadId,
+        place: Waits,
+        netns: Option<OwnedFd>,
+    ) -> Result<Admission, Refusal> {
+        match place {
+            Waits::Made(cgroup) => self.admission(id, cgroup, netns),
+            Waits::Elsewhere(path) => {
+                let cgroup = self.govern(id, &path, netns)?;
+                if let Some(worker) = &self.worker {
+                    self.namespaces.tell_of(id, worker).await;
+                }
+                self.admission(id, cgroup, None)
+            }
+        }
+    }
+
+    pub(super) fn admission(
+        &self,
+        id: WorkloadId,
+        cgroup: OwnedFd,
+        netns: Option<OwnedFd>,
+    ) -> Result<Admission, Refusal> {
+        let facts = self.book.facts(id).ok_or_else(|| Refusal {
+            reason: None,
+            detail: "the workload is gone".to_owned(),
+        })?;
+        let message = ToRun::Admitted {
+            workload: id,
+            cgroup: facts.cgroup.clone(),
+            ca_pem: self.given.paths.ca_pem(&facts.agent.tenant),
+            nameserver: nameserver(self.given.config.names.pool4),
+            uids: self.given.config.launch.uids,
+        };
+        Ok(Admission {
+            workload: id,
+            message,
+            cgroup,
+            netns,
+        })
     }
 
     async fn started(&mut self, id: WorkloadId, pid: u32) {
@@ -238,23 +295,34 @@ impl Enforcer {
             return;
         };
         // The number came in a message: it counts only if that process is in the workload's cgroup.
-        if !ProcessFacts::read(pid).is_ok_and(|facts| facts.cgroup == cgroup) {
+        if !ProcessFacts::read(pid).is_ok_and(|facts| is_governed(&facts.cgroup, &cgroup)) {
             return tracing::debug!(
                 pid,
                 cgroup,
                 "a first process is gone already, or is not in its cgroup"
             );
         }
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe"))
-            .ok()
-            .map(|exe| exe.to_string_lossy().into_owned());
+        let exe = executed(pid);
         self.book.started(id, pid, exe.clone());
         self.tell(&ToWorker::Started { id, pid, exe }, None).await;
     }
 }
 
+/// What a process executes.
+pub(super) fn executed(pid: u32) -> Option<String> {
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(exe.to_string_lossy().into_owned())
+}
+
+/// The first process that a cgroup shows, and what it executes. For people only: it may be another by the time they read it.
+pub(super) fn first_process(cgroup: &Path) -> (Option<u32>, Option<String>) {
+    let pids = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let pid = pids.lines().next().and_then(|line| line.parse().ok());
+    (pid, pid.and_then(executed))
+}
+
 /// A refusal that no policy made.
-fn ours(error: &dyn std::error::Error) -> Refusal {
+pub(super) fn ours(error: &dyn std::error::Error) -> Refusal {
     Refusal {
         reason: None,
         detail: in_full(error),

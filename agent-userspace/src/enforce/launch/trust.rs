@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::LaunchError;
 
 /// Where distributions keep the system's bundle: Debian, Fedora, openSUSE, Alpine.
-const SYSTEM_BUNDLES: [&str; 6] = [
+pub(super) const SYSTEM_BUNDLES: [&str; 6] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -56,7 +56,7 @@ const MAX_PREFIXES: usize = 64;
 /// Most entries of one `lib` directory looked at.
 const MAX_ENTRIES: usize = 256;
 /// A bundle larger than this is none.
-const MAX_BUNDLE: u64 = 16 * 1024 * 1024;
+pub(super) const MAX_BUNDLE: u64 = 16 * 1024 * 1024;
 
 /// What the workload is given to trust.
 #[derive(Debug)]
@@ -168,7 +168,7 @@ pub(super) fn environment(
 }
 
 /// The certificates of a PEM text and nothing else of it, or none if there are none.
-fn certificates(text: &str) -> Option<String> {
+pub(super) fn certificates(text: &str) -> Option<String> {
     const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
     const END: &str = "-----END CERTIFICATE-----";
     let mut found = String::new();
