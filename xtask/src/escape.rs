@@ -6,6 +6,7 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// With --vm: boot without BPF LSM in the kernel's list, as an unprepared host would
     #[arg(long, requires = "vm")]
     no_lsm: bool,
+    /// Only write SECURITY.md's table, from the last run of each kernel on this machine
+    #[arg(long, conflicts_with_all = ["vm", "filter"])]
+    table: bool,
     /// Only cases whose number, name or class contains this
     #[arg(long)]
     filter: Option<String>,
@@ -37,6 +41,9 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.table {
+        return write_table();
+    }
     setup::quiet()?;
     if !args.vm {
         return here(args);
@@ -44,7 +51,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.kernel.as_deref() == Some("all") {
         return everywhere(args);
     }
-    let told = vm::escape(args.kernel.as_deref(), args.filter.as_deref(), args.no_lsm)?;
+    let (line, told) = vm::escape(args.kernel.as_deref(), args.filter.as_deref(), args.no_lsm)?;
+    keep(args, &line, args.no_lsm, &told)?;
     show(args, &told)?;
     let (_, failed, _) = counts(&told)?;
     if failed > 0 {
@@ -96,9 +104,10 @@ pub(crate) fn counted() -> Result<(u32, u32, u32)> {
 fn everywhere(args: &Args) -> Result<()> {
     let programs = vm::Programs::build(true)?;
     let lines = vm::lines()?;
-    let wanted: Vec<(&str, bool)> = lines
-        .iter()
-        .flat_map(|line| [(line.as_str(), false), (line.as_str(), true)])
+    // What a prepared host has comes first.
+    let wanted: Vec<(&str, bool)> = [false, true]
+        .into_iter()
+        .flat_map(|no_lsm| lines.iter().map(move |line| (line.as_str(), no_lsm)))
         .collect();
     let next = AtomicUsize::new(0);
     let told = Mutex::new(BTreeMap::new());
@@ -108,7 +117,8 @@ fn everywhere(args: &Args) -> Result<()> {
             let Some((line, no_lsm)) = wanted.get(number) else {
                 return;
             };
-            let ended = vm::escape_with(&programs, Some(line), args.filter.as_deref(), *no_lsm);
+            let ended = vm::escape_with(&programs, Some(line), args.filter.as_deref(), *no_lsm)
+                .and_then(|told| keep(args, line, *no_lsm, &told).map(|()| told));
             told.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(number, ended);
@@ -144,12 +154,51 @@ fn everywhere(args: &Args) -> Result<()> {
         print!("{}", table::summary(&runs));
     }
     if args.filter.is_none() && runs.len() == wanted.len() {
-        table::write(&runs)?;
+        write_table()?;
     }
     if failed > 0 {
         bail!("escape: {failed} are neither closed nor named");
     }
     Ok(())
+}
+
+/// Keeps a whole run, for the table.
+fn keep(args: &Args, line: &str, no_lsm: bool, told: &vm::Escape) -> Result<()> {
+    if args.filter.is_some() {
+        return Ok(());
+    }
+    let file = kept(line, no_lsm);
+    if let Some(directory) = file.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    std::fs::write(&file, told.lines.join("\n") + "\n")?;
+    Ok(())
+}
+
+fn kept(line: &str, no_lsm: bool) -> PathBuf {
+    let name = if no_lsm { "-without-bpf" } else { "" };
+    shell::target_dir()
+        .join("escape")
+        .join(format!("{line}{name}.jsonl"))
+}
+
+/// From the last whole run of each kernel; one that was never run has no column.
+fn write_table() -> Result<()> {
+    let mut runs = Vec::new();
+    for line in vm::lines()? {
+        for no_lsm in [false, true] {
+            let Ok(text) = std::fs::read_to_string(kept(&line, no_lsm)) else {
+                println!(
+                    "escape: {line} was not run{}",
+                    if no_lsm { " without bpf" } else { "" }
+                );
+                continue;
+            };
+            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            runs.push(table::Run::read(&line, !no_lsm, &lines)?);
+        }
+    }
+    table::write(&runs)
 }
 
 fn show(args: &Args, told: &vm::Escape) -> Result<()> {

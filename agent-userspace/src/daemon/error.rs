@@ -41,6 +41,11 @@ pub enum DaemonError {
         #[source]
         error: io::Error,
     },
+    /// The kernel lacks what the walls are made of.
+    #[error(
+        "kernel_too_old: this kernel is {0}; Sluice enforces on Linux 6.1 and newer, and on older ones nothing is governed"
+    )]
+    KernelTooOld(String),
     /// The listeners cannot be opened.
     #[error("the listeners cannot be opened: {0}")]
     Listeners(String),

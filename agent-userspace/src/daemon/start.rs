@@ -29,6 +29,7 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
     if !rustix::process::geteuid().is_root() {
         return Err(DaemonError::NotRoot);
     }
+    kernel_is_new_enough(&release())?;
     // What whoever started us left open is nobody else's business, least of all the proxy process's.
     close_inherited_on_exec().map_err(DaemonError::io("descriptors"))?;
     let snapshot = Snapshot::read(paths)?;
@@ -77,6 +78,27 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
     });
     drop(places);
     served
+}
+
+/// The oldest kernel whose hooks are all that the walls need: network namespace cookies in every hook, LSM programs by cgroup.
+const OLDEST: (u32, u32) = (6, 1);
+
+fn release() -> String {
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Refused by name, before some call that an old kernel does not know fails. A release that cannot be read is no known kernel.
+fn kernel_is_new_enough(release: &str) -> Result<(), DaemonError> {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    match numbers.next().zip(numbers.next()) {
+        Some(version) if version >= OLDEST => Ok(()),
+        _ => Err(DaemonError::KernelTooOld(release.to_owned())),
+    }
 }
 
 /// The account of `[proxy] user`, which must not be root.
@@ -145,4 +167,20 @@ fn undo(enforcement: Enforcement, why: DaemonError) -> DaemonError {
 fn governed(proxy: &str) -> String {
     let parent = proxy.rsplit_once('/').map_or("", |(parent, _)| parent);
     format!("{parent}/agents")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_before_6_1_are_refused_by_name() {
+        for old in ["5.10.0-46-cloud-amd64", "6.0.19", "4.19", "", "unknown"] {
+            let refused = kernel_is_new_enough(old).unwrap_err().to_string();
+            assert!(refused.starts_with("kernel_too_old") && refused.contains(old));
+        }
+        for new in ["6.1.0-56-cloud-amd64", "6.12.117+deb13", "7.3.4", "10.0"] {
+            kernel_is_new_enough(new).unwrap();
+        }
+    }
 }

@@ -189,6 +189,7 @@ impl Server {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .context("cannot start the attacker")?;
         let stdout = child.stdout.take().context("no standard output")?;

@@ -21,6 +21,8 @@ use super::wire::{self, Sign, Wire};
 use super::{Case, Class, Needs, Trace, Who, all};
 use crate::output;
 
+/// The name of that refusal.
+const TOO_OLD: &str = "kernel_too_old";
 /// `sluice run` did not start the command.
 const LAUNCHER_REFUSES: i32 = 125;
 /// How long one attempt may take.
@@ -58,14 +60,14 @@ pub fn run(wanted: &Wanted, mut told: impl FnMut(&Row)) -> Result<Told> {
     if let Err(error) = stage.instance.start() {
         let words = error.to_string();
         // A refusal has a name; anything else is a broken suite.
-        if !words.contains("error:") {
+        let Some(refusal) = words.lines().find(|line| line.contains(TOO_OLD)) else {
             return Err(error);
-        }
+        };
         return Ok(Told::Refused(Refused {
             kernel: host.kernel,
             bpf_lsm: host.bpf_lsm,
             mode: "refused".to_owned(),
-            refusal: words,
+            refusal: refusal.trim().to_owned(),
         }));
     }
     let mut runner = Runner {
@@ -259,7 +261,7 @@ impl Runner {
         let mut rows = Vec::new();
         for walls in both {
             let ended = self.attempt(number, case, World::Behind(walls));
-            if walls == Walls::Kernel && case.unmakes {
+            if walls == Walls::Kernel && self.is_unmade(case) {
                 self.set_the_scene_anew()?;
             }
             let (governed, detail, layer) = match ended {
@@ -269,6 +271,17 @@ impl Runner {
             rows.push(row(walls, Baseline::Leaks, governed, detail, layer));
         }
         Ok(rows)
+    }
+
+    /// Whether it has come to something: where bpf(2) is refused to workloads, what needs it has unmade nothing.
+    fn is_unmade(&self, case: &Case) -> bool {
+        case.unmakes
+            && (case.launcher.is_some()
+                || self
+                    .scene
+                    .layers
+                    .iter()
+                    .any(|(name, _)| case.layers.contains(&name.as_str())))
     }
 
     /// What unmakes walls is tried on a daemon that nothing else is tried on.

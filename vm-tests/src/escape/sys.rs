@@ -98,7 +98,7 @@ pub(super) fn send_to(
             socket.as_raw_fd(),
             data.as_ptr().cast(),
             data.len(),
-            flags | libc::MSG_NOSIGNAL,
+            flags,
             to.as_ptr().cast(),
             to.len() as libc::socklen_t,
         )

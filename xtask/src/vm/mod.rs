@@ -109,8 +109,17 @@ pub(crate) fn lines() -> Result<Vec<String>> {
 }
 
 /// The escape suite alone, on one kernel.
-pub(crate) fn escape(name: Option<&str>, filter: Option<&str>, no_lsm: bool) -> Result<Escape> {
-    escape_with(&Programs::build(true)?, name, filter, no_lsm)
+pub(crate) fn escape(
+    name: Option<&str>,
+    filter: Option<&str>,
+    no_lsm: bool,
+) -> Result<(String, Escape)> {
+    let line = match name {
+        Some(name) => name.to_owned(),
+        None => lines()?.into_iter().next().context("no kernel is locked")?,
+    };
+    let told = escape_with(&Programs::build(true)?, Some(&line), filter, no_lsm)?;
+    Ok((line, told))
 }
 
 /// The same with programs that are built.
@@ -205,7 +214,7 @@ fn nonce() -> Result<String> {
 fn append(args: &Args, escape: Option<&[PathBuf; 2]>, nonce: &str) -> String {
     let lsm = if args.no_lsm { "" } else { ",bpf" };
     let mut line = format!(
-        "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,apparmor{lsm} sluice.lsm={} sluice.nonce={nonce}",
+        "console=ttyS0 quiet panic=-1 no_timer_check lsm=landlock,lockdown,yama,apparmor{lsm} sluice.lsm={} sluice.nonce={nonce}",
         !args.no_lsm
     );
     if let Some(filter) = &args.filter {
