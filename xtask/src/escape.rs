@@ -4,6 +4,8 @@
 
 mod table;
 
+pub(crate) use table::{BEGIN, END};
+
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;

@@ -208,6 +208,10 @@ fn markdown(runs: &[Run]) -> String {
     for case in fullest.into_iter().flat_map(|run| &run.cases) {
         let _infallible = write!(out, "| {} | {}: {} |", case.id, case.class, case.name);
         for run in runs {
+            if run.refusal.is_some() {
+                out.push_str(" refused |");
+                continue;
+            }
             let (both, kernel) = (run.word(&case.id, BOTH), run.word(&case.id, KERNEL));
             let text = if both == kernel {
                 both.to_owned()

@@ -4,6 +4,7 @@
 
 mod arrows;
 mod sources;
+mod table;
 mod tree;
 
 use anyhow::{Result, bail};
@@ -52,6 +53,7 @@ const RULES: &[fn(&Tree) -> Vec<Complaint>] = &[
     tree::top_level,
     tree::machine_paths,
     tree::no_binaries,
+    table::names_every_case,
 ];
 
 /// Runs every rule on the checkout.
