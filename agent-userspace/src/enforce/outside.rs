@@ -57,6 +57,8 @@ pub(super) struct Outside {
     pub(super) in_hierarchy: String,
     pub(super) path: PathBuf,
     pub(super) level: u32,
+    /// The instance's own directory: while it is not in sight, nothing counts as gone.
+    witness: PathBuf,
 }
 
 /// A workload whose cgroup is there no more.
@@ -107,13 +109,17 @@ impl Outside {
             in_hierarchy,
             path,
             level,
+            witness: tree.agents().to_owned(),
         };
         Ok((outside, open))
     }
 
     /// The directory, opened, if it is still the same.
     pub(super) fn open(&self) -> Result<Option<Open>, EnforceError> {
-        match cgroup::open(&self.path) {
+        let opened = cgroup::open(&self.path);
+        // A hierarchy that is out of sight (unmounted, say) is no proof that a cgroup is gone.
+        cgroup::id(&self.witness)?;
+        match opened {
             Ok(open) => Ok((open.id == self.id).then_some(open)),
             Err(EnforceError::Io { source, .. })
                 if source.kind() == io::ErrorKind::NotFound
@@ -237,6 +243,7 @@ fn parse(id: &str, text: &Path, tree: &Tree) -> Option<Outside> {
         in_hierarchy,
         path,
         level,
+        witness: tree.agents().to_owned(),
     })
 }
 
@@ -302,6 +309,7 @@ mod tests {
             in_hierarchy: String::new(),
             path: path.into(),
             level: 1,
+            witness: PathBuf::new(),
         };
         let others = [at(7, "/cg/system.slice/one.service")];
         let check = |path: &str, daemon: &str| {

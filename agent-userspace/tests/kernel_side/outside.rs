@@ -335,6 +335,41 @@ fn a_cgroup_elsewhere_that_was_made_anew_is_reported_and_forgotten() {
 }
 
 #[test]
+fn a_hierarchy_that_is_out_of_sight_releases_nobody() {
+    let mut host = Host::start();
+    let elsewhere = Elsewhere::make(&mut host);
+    let admitted = govern(&mut host, "acme/support", &elsewhere.0);
+    let mut puppet = Puppet::start(Some(&elsewhere.0));
+    let top = top(&mut host);
+    std::thread::scope(|scope| {
+        let blind = scope.spawn(|| {
+            hide(&top);
+            // The control: for this thread the directory is not there.
+            assert!(!elsewhere.0.exists());
+            assert!(host.enforcement().sweep().is_err());
+            assert!(host.enforcement().release(admitted.id).is_err());
+        });
+        blind.join().unwrap();
+    });
+    assert_eq!(puppet.connect("192.0.2.1:443"), Err(EPERM));
+    assert_eq!(host.enforcement().sweep().unwrap(), []);
+    assert_eq!(host.enforcement().workloads_found().unwrap().len(), 1);
+}
+
+/// Takes a mount away from the calling thread alone.
+fn hide(point: &Path) {
+    use rustix::mount::{MountPropagationFlags, UnmountFlags};
+    #[expect(
+        deprecated,
+        reason = "its unsafe successor guards descriptor tables, which are not unshared here"
+    )]
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).unwrap();
+    rustix::mount::unmount(point, UnmountFlags::DETACH).unwrap();
+}
+
+#[test]
 fn a_workload_elsewhere_is_released_once_it_is_empty() {
     let mut host = Host::start();
     let elsewhere = Elsewhere::make(&mut host);
