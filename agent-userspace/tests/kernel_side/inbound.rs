@@ -136,6 +136,26 @@ fn many_short_connections_within_a_workload_lose_nothing() {
 }
 
 #[test]
+fn datagrams_within_a_workload_arrive_although_their_sender_is_gone() {
+    const SHOTS: usize = 100;
+    let mut host = Host::start();
+    let admitted = host.admit("acme/support");
+    let mut server = Puppet::start(Some(&admitted.path));
+    let mut client = Puppet::start(Some(&admitted.path));
+    for at in HOSTS {
+        let words = server.ask(&format!("udp {at}:0")).unwrap();
+        client
+            .ask(&format!("fire {SHOTS} {at}:{}", words[1]))
+            .unwrap();
+        for _ in 0..SHOTS {
+            let heard = server.ask(&format!("recvfrom {}", words[0])).unwrap();
+            assert_eq!(heard[1], "shot");
+        }
+    }
+    assert_eq!(host.refusals(RefusalKind::Inbound), 0);
+}
+
+#[test]
 fn a_port_that_the_kernel_chooses_is_not_the_proxys() {
     let mut host = Host::start();
     let (mut workload, _) = host.workload();

@@ -310,6 +310,14 @@ impl Limbs {
                 let arrived = io::copy(self.socket(index), &mut io::sink())?;
                 Ok(arrived.to_string())
             }
+            ["fire", count, to] => {
+                let to: SocketAddr = to.parse().unwrap();
+                for _ in 0..count.parse().unwrap() {
+                    // Closed at once.
+                    make(to, Type::DGRAM)?.send_to(b"shot", &to.into())?;
+                }
+                Ok(String::new())
+            }
             ["names", index] => super::net::names(self.socket(index)),
             ["listenanywhere"] => {
                 let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
