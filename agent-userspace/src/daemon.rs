@@ -9,6 +9,8 @@ mod channel;
 mod enforcer;
 mod error;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod listeners;
 mod namespaces;
 mod places;

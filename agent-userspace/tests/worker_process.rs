@@ -151,6 +151,66 @@ fn every_thread_of_the_worker_is_confined_and_doctor_says_so() {
 }
 
 #[test]
+fn the_worker_leaves_no_core_and_its_memory_is_locked_or_said_not_to_be() {
+    let daemon = Daemon::start();
+    let worker = daemon.worker().as_raw_nonzero().get();
+    let read = |pid: i64, what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap();
+    let core = |pid: i64| {
+        let limits = read(pid, "limits");
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file size"));
+        let words: Vec<String> = line
+            .unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        (words[4].clone(), words[5].clone())
+    };
+    assert_eq!(core(worker.into()), ("0".to_owned(), "0".to_owned()));
+    // Who is not dumpable belongs to root in /proc, whatever its uid.
+    let owner = |pid: i64| {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::metadata(format!("/proc/{pid}/mem")).unwrap().uid()
+    };
+    assert_eq!(
+        field(&read(worker.into(), "status"), "Uid:")
+            .split('\t')
+            .next(),
+        Some("65534")
+    );
+    assert_eq!(owner(worker.into()), 0);
+    let kib = |pid: i64, key: &str| {
+        let value = field(&read(pid, "status"), key);
+        value.trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    // Without CAP_SYS_RESOURCE the limit cannot be raised: then nothing is locked, and the doctor says so.
+    let report = String::from_utf8(daemon.sluice(&["doctor"]).stdout).unwrap();
+    let live = report.lines().any(|line| line == "live      proxy_memory");
+    let said = report.contains("swap can hold secrets");
+    assert_eq!(
+        (kib(worker.into(), "VmLck:") > 1024, live),
+        (live, !said),
+        "{report}"
+    );
+    // The controls: the enforcer locks nothing, and a plain process of that uid belongs to it.
+    assert_eq!(kib(daemon.child.id().into(), "VmLck:"), 0);
+    let mut plain = Command::new("sleep");
+    let mut plain = std::os::unix::process::CommandExt::uid(&mut plain, 65534)
+        .arg("60")
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while owner(plain.id().into()) != 65534 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let seen = owner(plain.id().into());
+    plain.kill().unwrap();
+    plain.wait().unwrap();
+    assert_eq!(seen, 65534);
+}
+
+#[test]
 fn a_worker_that_does_not_answer_is_waited_for_ten_seconds_at_most() {
     let daemon = Daemon::start();
     assert_eq!(daemon.run().status.code(), Some(0), "the control runs");

@@ -10,6 +10,7 @@ mod demo;
 mod deny;
 mod ebpf;
 mod escape;
+mod fuzz;
 mod rounds;
 mod setup;
 mod shell;
@@ -45,6 +46,8 @@ enum Command {
     Escape(escape::Args),
     /// Kill, restart and upgrade a daemon at random moments, under load
     Rounds(rounds::Args),
+    /// Feed the parsers with what nobody would send, for as long as one likes
+    Fuzz(fuzz::Args),
     /// Make this machine able to build, test and demonstrate Sluice
     Setup(setup::Args),
     /// Build, then every test, the doctests, the demo and the virtual machine
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Ebpf => setup::kernel_side().map(|object| println!("{}", object.display())),
         Command::Escape(args) => escape::run(&args),
         Command::Rounds(args) => rounds::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Test(args) => suite::run(&args),
         Command::Tidy => tidy::run(),

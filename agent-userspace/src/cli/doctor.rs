@@ -104,8 +104,8 @@ impl Findings {
 fn well(report: &DoctorReport) -> bool {
     let as_asked = |layer: &LayerReport| match layer.state {
         LayerState::Live => true,
-        // An older kernel's Landlock knows fewer rules; none at all is no wall.
-        LayerState::Degraded if layer.name == "proxy_landlock" => true,
+        // An older kernel's Landlock knows fewer rules, and a container may not lock memory; none at all is no wall.
+        LayerState::Degraded if layer.name.starts_with("proxy_") => true,
         LayerState::Absent | LayerState::Degraded => optional(&layer.name),
     };
     report.daemon && report.layers.iter().all(as_asked)

@@ -12,11 +12,10 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::protocol::MAX_MESSAGE;
+use super::protocol::{MAX_MESSAGE, Message};
 
 /// Most descriptors that one message carries.
 pub(super) const MAX_FDS: usize = 16;
@@ -43,6 +42,9 @@ pub enum ChannelError {
     /// A message is longer than [`MAX_MESSAGE`] or carries more than [`MAX_FDS`] descriptors.
     #[error("a message is too long, or carries too many descriptors")]
     TooLong,
+    /// A descriptor is not of the kind that belongs to its message.
+    #[error("a descriptor that should be a {0} is none")]
+    WrongKind(&'static str),
     /// A message came without the descriptors that belong to it, or with others.
     #[error("a message came with {found} descriptors instead of {expected}")]
     WrongDescriptors {
@@ -108,7 +110,7 @@ impl Channel {
     ///
     /// # Errors
     /// The packet is no message, or reading failed.
-    pub fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
+    pub fn receive<T: Message>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
         receive(self.0.as_fd())
     }
 
@@ -116,7 +118,7 @@ impl Channel {
     ///
     /// # Errors
     /// As [`Channel::receive`], and [`ChannelError::Late`].
-    pub fn receive_within<T: DeserializeOwned>(
+    pub fn receive_within<T: Message>(
         &self,
         patience: Duration,
     ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
@@ -136,10 +138,7 @@ impl Channel {
     ///
     /// # Errors
     /// As [`Channel::receive`], and when the other side hung up.
-    pub fn expect<T: DeserializeOwned>(
-        &self,
-        fds: usize,
-    ) -> Result<(T, Vec<OwnedFd>), ChannelError> {
+    pub fn expect<T: Message>(&self, fds: usize) -> Result<(T, Vec<OwnedFd>), ChannelError> {
         let (message, found) = self.receive()?.ok_or(ChannelError::HungUp)?;
         if found.len() != fds {
             return Err(ChannelError::WrongDescriptors {
@@ -204,9 +203,7 @@ impl AsyncChannel {
     ///
     /// # Errors
     /// As [`Channel::receive`].
-    pub async fn receive<T: DeserializeOwned>(
-        &self,
-    ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
+    pub async fn receive<T: Message>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
         self.0
             .async_io(Interest::READABLE, || would_block(receive(self.0.as_fd())))
             .await?
@@ -247,9 +244,7 @@ fn send<T: Serialize>(
     }
 }
 
-fn receive<T: DeserializeOwned>(
-    socket: BorrowedFd<'_>,
-) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
+fn receive<T: Message>(socket: BorrowedFd<'_>) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -279,7 +274,12 @@ fn receive<T: DeserializeOwned>(
     if received.bytes == 0 {
         return Ok(None);
     }
-    let message = serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())?;
+    let message: T = serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())?;
+    let (expected, found) = (message.descriptors(), fds.len());
+    if !expected.contains(&found) {
+        let expected = *expected.start();
+        return Err(ChannelError::WrongDescriptors { expected, found });
+    }
     Ok(Some((message, fds)))
 }
 
@@ -288,7 +288,7 @@ mod tests {
     use std::fs::File;
     use std::io::{Read as _, Seek as _, Write as _};
 
-    use policies::{Reason, WorkloadId};
+    use policies::Reason;
 
     use super::super::protocol::{FromRun, FromWorker, Refusal, Ticket, ToWorker};
     use super::*;
@@ -298,10 +298,11 @@ mod tests {
         let (ours, theirs) = Channel::pair().unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"text").unwrap();
-        ours.send(&ToWorker::Retire { id: WorkloadId(7) }, &[file.as_fd()])
+        let ticket = Ticket(7);
+        ours.send(&ToWorker::Reload { ticket }, &[file.as_fd()])
             .unwrap();
         let (message, mut fds) = theirs.expect::<ToWorker>(1).unwrap();
-        assert!(matches!(message, ToWorker::Retire { id: WorkloadId(7) }));
+        assert!(matches!(message, ToWorker::Reload { ticket: Ticket(7) }));
         let mut same = File::from(fds.remove(0));
         same.rewind().unwrap();
         let mut text = String::new();

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use mitm_proxy::Listeners;
+use rustix::net::{AddressFamily, SocketType};
 
 use super::error::in_full;
 use super::protocol::{FromListener, Listening, Netns, ToListener};
@@ -129,28 +130,45 @@ fn ask(
     }
 }
 
-/// Sorts received descriptors into listeners.
-pub(super) fn sort(listening: Listening, sockets: Vec<OwnedFd>) -> Listeners {
-    let mut sockets = sockets.into_iter();
-    let tcp = sockets
-        .by_ref()
-        .take(listening.tcp)
-        .map(TcpListener::from)
-        .collect();
-    let dns_tcp = sockets
-        .by_ref()
-        .take(listening.dns_tcp)
-        .map(TcpListener::from)
-        .collect();
-    let dns_udp = sockets
-        .take(listening.dns_udp)
-        .map(UdpSocket::from)
-        .collect();
-    Listeners {
-        tcp,
-        dns_tcp,
-        dns_udp,
+/// Sorts received descriptors into listeners. Each must be what it is to serve as: what is not would be a listener that
+/// never accepts, found out only by the agents.
+pub(super) fn sort(listening: Listening, sockets: Vec<OwnedFd>) -> Result<Listeners, ChannelError> {
+    let (expected, found) = (listening.sockets(), sockets.len());
+    if expected != found {
+        return Err(ChannelError::WrongDescriptors { expected, found });
     }
+    let listens = |socket: &OwnedFd| {
+        rustix::net::sockopt::socket_type(socket) == Ok(SocketType::STREAM)
+            && rustix::net::sockopt::socket_acceptconn(socket) == Ok(true)
+            && is_ip(socket)
+    };
+    let receives = |socket: &OwnedFd| {
+        rustix::net::sockopt::socket_type(socket) == Ok(SocketType::DGRAM) && is_ip(socket)
+    };
+    let streams = listening.tcp.saturating_add(listening.dns_tcp);
+    for (at, socket) in sockets.iter().enumerate() {
+        if at < streams && !listens(socket) {
+            return Err(ChannelError::WrongKind("TCP listener"));
+        }
+        if at >= streams && !receives(socket) {
+            return Err(ChannelError::WrongKind("UDP socket"));
+        }
+    }
+    let mut sockets = sockets.into_iter();
+    let mut tcp = |count| {
+        let taken = sockets.by_ref().take(count);
+        taken.map(TcpListener::from).collect()
+    };
+    Ok(Listeners {
+        tcp: tcp(listening.tcp),
+        dns_tcp: tcp(listening.dns_tcp),
+        dns_udp: sockets.map(UdpSocket::from).collect(),
+    })
+}
+
+fn is_ip(socket: &OwnedFd) -> bool {
+    let domain = rustix::net::sockopt::socket_domain(socket);
+    matches!(domain, Ok(AddressFamily::INET | AddressFamily::INET6))
 }
 
 /// The child's whole life: hears what to open, enters the cgroup, opens, hands over on standard input.

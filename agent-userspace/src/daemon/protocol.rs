@@ -3,10 +3,12 @@
 //! INVARIANT: an unknown message, field or excess byte is an error; whoever sends one is hung up on.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use mitm_proxy::Way;
 use policies::{AgentId, PolicyVersion, Reason, WorkloadId};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Snapshot, UidRange};
@@ -14,6 +16,74 @@ use crate::layers::LayerReport;
 
 /// Longest message on any of the channels, in bytes. Longer documents travel in a memfd.
 pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// What one packet says, and how many descriptors belong to it: a packet with others is no message.
+pub trait Message: DeserializeOwned {
+    /// How many descriptors may come along.
+    fn descriptors(&self) -> RangeInclusive<usize>;
+}
+
+impl Message for ToWorker {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        let exactly = |count| count..=count;
+        match self {
+            // The document, the control socket, two maps.
+            ToWorker::Start { listeners } => exactly(listeners.sockets().saturating_add(4)),
+            ToWorker::Listen { listening, .. } => exactly(listening.sockets()),
+            ToWorker::Reload { .. } => exactly(1),
+            ToWorker::Admit { .. }
+            | ToWorker::Happened { .. }
+            | ToWorker::KernelRefused { .. }
+            | ToWorker::KernelRefusals { .. }
+            | ToWorker::Layers { .. }
+            | ToWorker::Retire { .. }
+            | ToWorker::Started { .. }
+            | ToWorker::Stop {} => exactly(0),
+        }
+    }
+}
+
+impl Message for FromWorker {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        0..=0
+    }
+}
+
+impl Message for FromRun {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        0..=0
+    }
+}
+
+impl Message for ToRun {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        match self {
+            // The second is the network namespace of one who asked for it.
+            ToRun::Admitted { .. } => 1..=2,
+            ToRun::Done {} | ToRun::Refused { .. } => 0..=0,
+        }
+    }
+}
+
+impl Message for ToListener {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        let given = usize::from(self.netns == Netns::Given);
+        given..=given
+    }
+}
+
+impl Message for FromListener {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        match self {
+            FromListener::Listening { listening, .. } => {
+                // A new network namespace comes behind the sockets.
+                let sockets = listening.sockets();
+                sockets..=sockets.saturating_add(1)
+            }
+            FromListener::Failed { .. } => 0..=0,
+        }
+    }
+}
 
 /// Pairs an answer with its question on one channel.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]

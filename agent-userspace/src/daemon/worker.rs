@@ -24,6 +24,8 @@ use crate::enforce::launch::confine_proxy;
 use crate::layers::LayerState;
 use crate::origin::KernelOrigins;
 
+/// A longer document is cut off, and so none.
+const MAX_DOCUMENT: u64 = 256 * 1024 * 1024;
 /// How many events or commands may wait.
 const QUEUE: usize = 256;
 
@@ -81,7 +83,7 @@ fn sort(listening: Listening, fds: Vec<OwnedFd>) -> Result<Handed, DaemonError> 
     if found != expected {
         return Err(ChannelError::WrongDescriptors { expected, found }.into());
     }
-    let listeners = listeners::sort(listening, fds.collect());
+    let listeners = listeners::sort(listening, fds.collect())?;
     Ok(Handed {
         handover: read_document(document)?,
         control: UnixListener::from(control),
@@ -96,7 +98,7 @@ fn read_document<T: serde::de::DeserializeOwned>(document: OwnedFd) -> Result<T,
     let mut text = Vec::new();
     let mut file = File::from(document);
     file.rewind()
-        .and_then(|()| file.read_to_end(&mut text))
+        .and_then(|()| file.take(MAX_DOCUMENT).read_to_end(&mut text))
         .map_err(DaemonError::io("the handover document"))?;
     Ok(serde_json::from_slice(&text).map_err(ChannelError::from)?)
 }
@@ -119,10 +121,12 @@ fn become_worker(
         app::prepare(paths, snapshot).map_err(|error| DaemonError::Worker(error.to_string()))?;
     // The cgroup's share of the processors is read outside of what can be read later.
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let memory = privileges::lock_memory();
     privileges::give_up(&handed.handover.account)
         .map_err(DaemonError::io("privileges cannot be given up"))?;
     // Signals and files of others are out of reach from here on, as is everything that the filter refuses.
-    let walls = confine_proxy(&[&paths.state, &paths.ca_dir()], &certificate_places())?;
+    let mut walls = confine_proxy(&[&paths.state, &paths.ca_dir()], &certificate_places())?;
+    walls.push(memory);
     for wall in walls.iter().filter(|wall| wall.state != LayerState::Live) {
         tracing::warn!(layer = wall.name, state = wall.state.as_str(), open = ?wall.leaves_open, "the proxy process is confined less than designed");
     }
@@ -239,17 +243,10 @@ fn into_event(
             destination,
         }),
         ToWorker::KernelRefusals { counts } => Event::KernelRefusals(counts),
-        ToWorker::Listen { id, listening } => {
-            let found = fds.len();
-            if found != listening.sockets() {
-                let expected = listening.sockets();
-                return Err(ChannelError::WrongDescriptors { expected, found }.into());
-            }
-            Event::Listen {
-                id,
-                listeners: listeners::sort(listening, fds),
-            }
-        }
+        ToWorker::Listen { id, listening } => Event::Listen {
+            id,
+            listeners: listeners::sort(listening, fds)?,
+        },
         ToWorker::Reload { ticket } => {
             let found = fds.len();
             let document = fds
