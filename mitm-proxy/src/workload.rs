@@ -14,8 +14,6 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
-    /// A process tree that ran already was moved: weaker than one that was launched.
-    Adopted,
     /// A cgroup that somebody else made and keeps: a unit's, a container's.
     Attached,
     /// `sluice run --isolate`.
@@ -29,7 +27,6 @@ impl Way {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Way::Adopted => "adopted",
             Way::Attached => "attached",
             Way::Isolated => "isolated",
             Way::Run => "run",
@@ -39,7 +36,7 @@ impl Way {
     /// The way of this name.
     #[must_use]
     pub fn from_name(name: &[u8]) -> Option<Way> {
-        [Way::Adopted, Way::Attached, Way::Isolated, Way::Run]
+        [Way::Attached, Way::Isolated, Way::Run]
             .into_iter()
             .find(|way| way.as_str().as_bytes() == name)
     }

@@ -17,9 +17,9 @@ use super::protocol::{
 };
 
 /// A message of each kind that there is; mutations start from these.
-const MESSAGES: [&str; 26] = [
+const MESSAGES: [&str; 27] = [
     r#"{"to_worker":"start","listeners":{"tcp":1,"dns_tcp":1,"dns_udp":1,"proxy_port":1,"resolver_port":2}}"#,
-    r#"{"to_worker":"admit","ticket":1,"workload":{"id":7,"agent":"acme/a","pid":null,"exe":null,"cgroup":"/x"}}"#,
+    r#"{"to_worker":"admit","ticket":1,"workload":{"id":7,"agent":"acme/a","pid":null,"exe":null,"cgroup":"/x","way":"run"}}"#,
     r#"{"to_worker":"layers","layers":[{"name":"lsm","state":"absent","leaves_open":["x"]}]}"#,
     r#"{"to_worker":"kernel_refused","workload":7,"kind":"datagram","destination":"[::1]:53"}"#,
     r#"{"to_worker":"kernel_refusals","counts":[["datagram",18446744073709551615]]}"#,
@@ -34,6 +34,7 @@ const MESSAGES: [&str; 26] = [
     r#"{"from_worker":"reloaded","ticket":1,"bundle":null,"detail":"x"}"#,
     r#"{"from_worker":"set_disabled","agent":"acme/a","disabled":true}"#,
     r#"{"to_enforcer":"run","agent":"acme/a","argv0":"x","cwd":"/","isolate":false}"#,
+    r#"{"to_enforcer":"attach","agent":"acme/a","cgroup":{"shown":"/x"},"pid":7}"#,
     r#"{"to_enforcer":"started","pid":1}"#,
     r#"{"to_run":"refused","refusal":{"reason":null,"detail":"x"}}"#,
     r#"{"from_listener":"failed","detail":"x"}"#,
@@ -226,7 +227,7 @@ proptest! {
 #[test]
 fn the_messages_that_mutations_start_from_are_messages() {
     let file = tempfile::tempfile().unwrap();
-    for text in MESSAGES.iter().take(21) {
+    for text in MESSAGES.iter().take(22) {
         let accepted = (0..8).any(|count| {
             let fds = vec![file.as_fd(); count];
             let packet = text.as_bytes();

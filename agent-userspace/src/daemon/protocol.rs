@@ -51,7 +51,11 @@ impl Message for FromWorker {
 
 impl Message for FromRun {
     fn descriptors(&self) -> RangeInclusive<usize> {
-        0..=0
+        match self {
+            // The network namespace of processes that are yet to live in the cgroup.
+            FromRun::Attach { .. } => 0..=1,
+            FromRun::Panic {} | FromRun::Run { .. } | FromRun::Started { .. } => 0..=0,
+        }
     }
 }
 
@@ -300,17 +304,10 @@ pub enum CgroupRef {
     Shown(String),
 }
 
-/// `sluice run`, `sluice agents attach|adopt` and `sluice panic` to enforcer.
+/// `sluice run`, `sluice agents attach` and `sluice panic` to enforcer.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "to_enforcer", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromRun {
-    /// Make a cgroup for a process tree that runs already; the caller moves it. Hanging up ends the workload once it is empty.
-    Adopt {
-        /// Which agent.
-        agent: AgentId,
-        /// The tree's root, for the record.
-        pid: u32,
-    },
     /// Make a cgroup that is there already a workload of this agent. The network namespace of its processes comes along
     /// where they are yet to live in it. The workload ends when the cgroup is empty.
     Attach {

@@ -226,13 +226,6 @@ fn question(
     reply: oneshot::Sender<Result<Admission, Refusal>>,
 ) -> Option<Ask> {
     match asked {
-        FromRun::Adopt { agent, pid } => Some(Ask::Run {
-            agent,
-            argv0: format!("pid {pid}"),
-            cwd: PathBuf::new(),
-            way: Way::Adopted,
-            reply,
-        }),
         FromRun::Attach { agent, cgroup, pid } => Some(Ask::Attach {
             agent,
             cgroup,
@@ -271,10 +264,7 @@ async fn live(
     while let Some((said, _)) = peer.receive::<FromRun>().await? {
         match said {
             FromRun::Started { pid } => drop(asks.send(Ask::Started { workload, pid }).await),
-            FromRun::Adopt { .. }
-            | FromRun::Attach { .. }
-            | FromRun::Panic {}
-            | FromRun::Run { .. } => {
+            FromRun::Attach { .. } | FromRun::Panic {} | FromRun::Run { .. } => {
                 return Err(ChannelError::HungUp);
             }
         }

@@ -160,7 +160,7 @@ impl Enforcer {
         self.book.enter(facts.clone(), false);
         let netns = match way {
             Way::Isolated => Some(self.namespaces.make(facts.id)),
-            Way::Adopted | Way::Attached | Way::Run => None,
+            Way::Attached | Way::Run => None,
         };
         let netns = netns.transpose().map_err(|error| {
             // Nothing runs in it: the next tick removes it.
