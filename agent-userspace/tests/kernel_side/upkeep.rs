@@ -29,7 +29,7 @@ fn dial_while_walls_fall(watched: bool) -> bool {
     let outside = TcpListener::bind("127.0.0.1:0").unwrap();
     outside.set_nonblocking(true).unwrap();
     let to = outside.local_addr().unwrap();
-    for wall in ["link_egress", "link_connect4"] {
+    for wall in ["link_egress", "link_ingress", "link_connect4"] {
         detach_link(&host.pin(wall)).unwrap();
         let _refused = workload.connect(&to.to_string());
         if watched {
@@ -258,7 +258,7 @@ fn a_workload_elsewhere_is_watched_and_cut_like_any_other() {
     let id = govern(&mut host, "acme/support", &place.0).id;
     assert_eq!(watch(&mut host), [], "the control: nothing is missing");
     let sets = host.pin(&format!("outside_{id}"));
-    for wall in ["link_egress", "link_connect4"] {
+    for wall in ["link_egress", "link_ingress", "link_connect4"] {
         detach_link(&sets.join(wall)).unwrap();
         let found = Fault::LinkDetached(wall.trim_start_matches("link_").to_owned());
         assert_eq!(watch(&mut host), [found]);
