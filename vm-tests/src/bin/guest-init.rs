@@ -118,6 +118,10 @@ fn mounts() -> io::Result<()> {
         ("tmpfs", "/var"),
     ] {
         fs::create_dir_all(place)?;
+        // Programs lie where cargo put them; a checkout below /tmp is not to be covered. The root is memory, too.
+        if kind == "tmpfs" && fs::read_dir(place)?.next().is_some() {
+            continue;
+        }
         mount(kind, place, kind, MountFlags::empty(), None)
             .map_err(|error| io::Error::other(format!("mounting {kind} on {place}: {error}")))?;
     }
