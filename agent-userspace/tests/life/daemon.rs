@@ -45,8 +45,10 @@ impl Daemon {
         daemon
     }
 
-    /// Starts the next daemon of this place and waits until it answers.
+    /// Starts the next daemon of this place and waits until it is ready: its proxy process answers a little earlier, and
+    /// a daemon whose proxy process is killed in between does not start.
     pub(crate) fn restart(&mut self) {
+        let earlier = fs::read(self.dir.path().join("log")).map_or(0, |log| log.len());
         let log = File::options()
             .create(true)
             .append(true)
@@ -61,10 +63,12 @@ impl Daemon {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        self.eventually("the daemon answers", |daemon| {
+        self.eventually("the daemon is ready", |daemon| {
             let ended = daemon.child.as_mut().unwrap().try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}\n{}", daemon.log());
-            daemon.ask(&["status"]).status.success()
+            let log = daemon.log();
+            log.get(earlier..)
+                .is_some_and(|log| log.contains(" ready version="))
         });
     }
 
