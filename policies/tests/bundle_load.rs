@@ -112,6 +112,26 @@ fn every_policy_has_an_id_of_its_own() {
 }
 
 #[test]
+fn a_policy_with_a_wrong_annotation_does_not_hide_its_other_faults() {
+    let misspelt = "forbid (principal, action == desk::Action::\"refund.create\", resource);";
+    let no_capability =
+        "names `desk::Action::\"refund.create\"`, which is no capability or risk class";
+    for (policy, annotation) in [
+        (misspelt.to_owned(), "the policy has no `@id`"),
+        (
+            format!("@id(\"a\") @resaon(\"why\") {misspelt}"),
+            "unknown annotation `@resaon`",
+        ),
+        (
+            format!("@id(\"a\") permit (principal, action, resource); @id(\"a\") {misspelt}"),
+            "the `@id` `a` is taken by policies/0.cedar:1",
+        ),
+    ] {
+        check(&policy, annotation, no_capability);
+    }
+}
+
+#[test]
 fn annotations_that_mean_nothing_are_refused() {
     let policy = |annotations: &str, effect: &str| {
         format!(

@@ -3,7 +3,7 @@
 //! INVARIANT: no two rules share an id, and the kill switch is always among them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::KILL_SWITCH;
@@ -30,7 +30,7 @@ pub(crate) fn load(
     for source in operator {
         own.extend(parse(&Arc::new(source.clone()), false, problems));
     }
-    problems.0.extend(used_twice(&own));
+    let mut own = each_once(own, problems);
 
     let mut notices = Vec::new();
     for rule in &own {
@@ -71,24 +71,25 @@ fn shipped(problems: &mut Diagnostics) -> Vec<Rule> {
 }
 
 /// Cedar itself takes two policies of one `@id` without a word; decisions name policies by it.
-fn used_twice(rules: &[Rule]) -> Vec<Diagnostic> {
-    let mut first: BTreeMap<&PolicyId, &Rule> = BTreeMap::new();
-    let mut problems = Vec::new();
+fn each_once(rules: Vec<Rule>, problems: &mut Diagnostics) -> Vec<Rule> {
+    let mut first: BTreeMap<PolicyId, (PathBuf, u32)> = BTreeMap::new();
+    let mut kept = Vec::new();
     for rule in rules {
-        if let Some(earlier) = first.get(&rule.id) {
-            let (file, line) = (earlier.file(), earlier.line());
+        if let Some((file, line)) = first.get(&rule.id) {
             let message = format!(
                 "the `@id` `{}` is taken by {}:{line}",
                 rule.id,
                 file.display()
             );
-            problems.push(
+            problems.0.push(
                 rule.diagnostic(message)
                     .hint("every policy has an id of its own"),
             );
+            kept.extend(rule.renamed());
         } else {
-            first.insert(&rule.id, rule);
+            first.insert(rule.id.clone(), (rule.file(), rule.line()));
+            kept.push(rule);
         }
     }
-    problems
+    kept
 }

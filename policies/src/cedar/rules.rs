@@ -47,6 +47,13 @@ impl Rule {
         self.policy.effect() == Effect::Forbid
     }
 
+    /// The rule under the name of its place, so that a second one of its id can be checked beside the first.
+    pub(crate) fn renamed(self) -> Option<Self> {
+        let id = stand_in(&self.source, &self.span)?;
+        let policy = self.policy.new_id(cedar_policy::PolicyId::new(id.as_str()));
+        Some(Self { id, policy, ..self })
+    }
+
     /// A diagnostic at the policy's first line.
     pub(crate) fn diagnostic(&self, message: impl Into<String>) -> Diagnostic {
         self.source.diagnostic(self.span.clone(), message)
@@ -72,7 +79,7 @@ impl Rule {
     }
 }
 
-/// Reads the policies of one file; whatever is wrong goes to `problems`, and only whole rules come back.
+/// Reads the policies of one file; whatever is wrong goes to `problems`, and then the rules are for looking for more.
 pub(crate) fn parse(source: &Arc<Source>, shipped: bool, problems: &mut Diagnostics) -> Vec<Rule> {
     let set = match PolicySet::from_str(&source.text) {
         Ok(set) => set,
@@ -112,7 +119,8 @@ pub(crate) fn parse(source: &Arc<Source>, shipped: bool, problems: &mut Diagnost
     rules
 }
 
-/// One policy's annotations. `None` if anything is wrong with it.
+/// One policy's annotations. A policy whose annotations are wrong comes back too, so that its names and types are
+/// checked in the same run; what is wrong with it keeps the bundle from loading.
 fn rule(
     source: &Arc<Source>,
     span: Range<usize>,
@@ -130,8 +138,9 @@ fn rule(
     let id = reader.id();
     let approval = reader.approval();
     let text = |key| policy.annotation(key).map(str::to_owned);
-    let mut found = reader.problems;
-    let rule = found.0.is_empty().then_some(id).flatten().map(|id| Rule {
+    problems.0.append(&mut reader.problems.0);
+    let id = id.or_else(|| stand_in(source, &span))?;
+    Some(Rule {
         policy: policy.new_id(cedar_policy::PolicyId::new(id.as_str())),
         id,
         approval,
@@ -140,9 +149,14 @@ fn rule(
         source: Arc::clone(source),
         span,
         shipped,
-    });
-    problems.0.append(&mut found.0);
-    rule
+    })
+}
+
+/// A name for a policy that has none of its own: where it stands. `None` if the file's name cannot be part of an id.
+fn stand_in(source: &Source, span: &Range<usize>) -> Option<PolicyId> {
+    let (line, column) = source.position(span.start);
+    let file = source.path.file_name()?.to_string_lossy();
+    format!("{file}:{line}:{column}").parse().ok()
 }
 
 /// Reads one policy's annotations and collects what is wrong with them.
