@@ -41,46 +41,40 @@ pub(crate) fn intent(permit: &Permit, facts: IntentFacts) -> Result<Record, Audi
     Ok(record)
 }
 
-pub(crate) fn outcome(template: Record, outcome: Outcome) -> Record {
+/// Fills in how the call ended.
+pub(crate) fn outcome(record: &mut Record, outcome: Outcome) {
     let (credential, version) = outcome.credential.unzip();
-    let mut record = Record {
-        at: outcome.at,
-        outcome: Some(match (outcome.aborted, outcome.reason) {
-            (true, _) => OutcomeName::Aborted,
-            (false, None) => OutcomeName::Answered,
-            (false, Some(_)) => OutcomeName::Failed,
-        }),
-        reason: outcome.reason,
-        credential: credential.or(template.credential),
-        credential_version: version,
-        status: outcome.status,
-        request_bytes: Some(outcome.request_bytes),
-        response_bytes: Some(outcome.response_bytes),
-        upstream_us: Some(u64::try_from(outcome.upstream.as_micros()).unwrap_or(u64::MAX)),
-        detail: outcome.detail.and_then(text),
-        ..template
-    };
+    record.at = outcome.at;
+    record.outcome = Some(match (outcome.aborted, outcome.reason) {
+        (true, _) => OutcomeName::Aborted,
+        (false, None) => OutcomeName::Answered,
+        (false, Some(_)) => OutcomeName::Failed,
+    });
+    record.reason = outcome.reason;
+    record.credential = credential.or(record.credential.take());
+    record.credential_version = version;
+    record.status = outcome.status;
+    record.request_bytes = Some(outcome.request_bytes);
+    record.response_bytes = Some(outcome.response_bytes);
+    record.upstream_us = Some(u64::try_from(outcome.upstream.as_micros()).unwrap_or(u64::MAX));
+    record.detail = outcome.detail.and_then(text);
     let mut salt = [0; 16];
     // Without randomness the outcome is still told; only the digests, which need a salt, are left out.
     if (outcome.request_digest.is_some() || outcome.response_digest.is_some())
         && getrandom::fill(&mut salt).is_ok()
     {
         add_digests(
-            &mut record,
+            record,
             salt,
             outcome.request_digest,
             outcome.response_digest,
         );
     }
-    record
 }
 
-pub(crate) fn aborted(template: Record, at: Timestamp) -> Record {
-    Record {
-        at,
-        outcome: Some(OutcomeName::Aborted),
-        ..template
-    }
+pub(crate) fn aborted(record: &mut Record, at: Timestamp) {
+    record.at = at;
+    record.outcome = Some(OutcomeName::Aborted);
 }
 
 pub(crate) fn refusal(facts: RefusalFacts) -> Record {
@@ -368,14 +362,15 @@ mod tests {
         let at = Timestamp::from_millis(0);
         let body = Digest::of(b"amount=1");
         let record = || {
-            let template = Record::new("acme".parse().unwrap(), Kind::Outcome, at);
+            let mut record = Record::new("acme".parse().unwrap(), Kind::Outcome, at);
             outcome(
-                template,
+                &mut record,
                 Outcome {
                     request_digest: Some(body),
                     ..Outcome::new(at)
                 },
-            )
+            );
+            record
         };
         let (one, two) = (record(), record());
         assert_ne!(one.request_digest, two.request_digest);

@@ -151,7 +151,7 @@ impl fmt::Debug for Ticket {
 #[must_use = "an owed outcome that is dropped is recorded as aborted"]
 pub struct Owed {
     place: Place,
-    debt: Option<Box<Debt>>,
+    debt: Option<Debt>,
 }
 
 /// An [`Owed`] whose intent is on disk: what the writer answers after its commit.
@@ -162,15 +162,15 @@ pub(crate) struct DurablyOwed(Owed);
 struct Debt {
     log: Arc<Shared>,
     /// The outcome as far as the intent determines it.
-    template: Record,
+    template: Box<Record>,
 }
 
 impl DurablyOwed {
     /// For the writer, once the intent's transaction is durable.
-    pub(crate) fn new(log: Arc<Shared>, index: u64, template: Record) -> DurablyOwed {
+    pub(crate) fn new(log: Arc<Shared>, index: u64, template: Box<Record>) -> DurablyOwed {
         DurablyOwed(Owed {
             place: Place::At(index),
-            debt: Some(Box::new(Debt { log, template })),
+            debt: Some(Debt { log, template }),
         })
     }
 
@@ -182,10 +182,10 @@ impl DurablyOwed {
 
 impl Owed {
     /// For an intent that was put into the queue.
-    pub(crate) fn queued(log: Arc<Shared>, ticket: Ticket, template: Record) -> Owed {
+    pub(crate) fn queued(log: Arc<Shared>, ticket: Ticket, template: Box<Record>) -> Owed {
         Owed {
             place: Place::Queued(ticket),
-            debt: Some(Box::new(Debt { log, template })),
+            debt: Some(Debt { log, template }),
         }
     }
 
@@ -198,23 +198,25 @@ impl Owed {
     }
 
     pub(crate) fn settle(mut self, outcome: Outcome) {
-        self.pay(|template| draft::outcome(template, outcome));
+        self.pay(|record| draft::outcome(record, outcome));
     }
 
-    fn pay(&mut self, record: impl FnOnce(Record) -> Record) {
-        let Some(debt) = self.debt.take() else { return };
-        let Debt { log, template } = *debt;
+    fn pay(&mut self, write: impl FnOnce(&mut Record)) {
+        let Some(Debt { log, mut template }) = self.debt.take() else {
+            return;
+        };
         let ticket = match &self.place {
             Place::At(_) => None,
             Place::Queued(ticket) => Some(ticket.clone()),
         };
-        log.queue.push_outcome(record(template), ticket);
+        write(&mut template);
+        log.queue.push_outcome(template, ticket);
     }
 }
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        self.pay(|template| draft::aborted(template, crate::log::now()));
+        self.pay(|record| draft::aborted(record, crate::log::now()));
     }
 }
 

@@ -20,8 +20,9 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable};
 
+use crate::batch::{self, RECORDS};
 use crate::error::AuditError;
-use crate::store::{self, RECORDS};
+use crate::store;
 
 pub(crate) fn write(snapshot: &ReadTransaction, out: &mut dyn Write) -> Result<u64, AuditError> {
     let failed = |error| AuditError::Write(Arc::new(error));
@@ -30,11 +31,11 @@ pub(crate) fn write(snapshot: &ReadTransaction, out: &mut dyn Write) -> Result<u
     put(b"\n")?;
     let records = snapshot.open_table(RECORDS).map_err(AuditError::read)?;
     let mut count = 0;
-    for record in records.iter().map_err(AuditError::read)? {
-        put(record.map_err(AuditError::read)?.1.value())?;
-        put(b"\n")?;
-        count += 1;
+    for value in records.iter().map_err(AuditError::read)? {
+        let (first, value) = value.map_err(AuditError::read)?;
+        put(value.value())?;
+        count += batch::lines(first.value(), value.value()).count();
     }
     out.flush().map_err(failed)?;
-    Ok(count)
+    Ok(u64::try_from(count).unwrap_or_default())
 }

@@ -131,12 +131,12 @@ impl Ledger {
     /// The call must be refused: [`AuditError::reason`] says as what. If the caller goes away while it waits and
     /// the intent was written after all, its outcome is recorded as `aborted`.
     pub async fn intent(&self, permit: Permit, facts: IntentFacts) -> Result<Recorded, AuditError> {
-        let record = draft::intent(&permit, facts)?;
+        let record = Box::new(draft::intent(&permit, facts)?);
         let log = self.agents_log(&record.tenant).await?;
         let (permit, record) = if self.0.grouped.load(Ordering::Relaxed) {
             match queued(&log, permit, record)? {
                 Queued::Yes(recorded) => return Ok(recorded),
-                Queued::No(permit, record) => (permit, *record),
+                Queued::No(permit, record) => (permit, record),
             }
         } else {
             (permit, record)
@@ -159,7 +159,7 @@ impl Ledger {
     /// The refusal stands; it is only not on record.
     pub async fn refused(&self, refusal: RefusalFacts) -> Result<u64, AuditError> {
         let log = self.log(&refusal.tenant).await?;
-        log.append(draft::refusal(refusal), ApprovalWrite::None)
+        log.append(Box::new(draft::refusal(refusal)), ApprovalWrite::None)
             .await
     }
 
@@ -184,7 +184,7 @@ impl Ledger {
         };
         let log = self.agents_log(&approval.agent.tenant).await?;
         let store = ApprovalWrite::Store(Box::new(approval.clone()));
-        log.append(draft::approval(event, approval, at), store)
+        log.append(Box::new(draft::approval(event, approval, at)), store)
             .await
     }
 
@@ -220,8 +220,8 @@ impl Ledger {
     ) -> Result<u64, AuditError> {
         let tenant = tenant.cloned().unwrap_or_else(Ledger::host_tenant);
         let log = self.log(&tenant).await?;
-        log.append(draft::event(tenant, event, log::now()), ApprovalWrite::None)
-            .await
+        let record = Box::new(draft::event(tenant, event, log::now()));
+        log.append(record, ApprovalWrite::None).await
     }
 
     /// Records that match, oldest first. Reads; blocks.
@@ -333,12 +333,12 @@ enum Queued {
 }
 
 /// Queues the intent of a call that only reads. Whatever else it is, too large perhaps, or the last commit failed: it must wait.
-fn queued(log: &Log, permit: Permit, record: Record) -> Result<Queued, AuditError> {
+fn queued(log: &Log, permit: Permit, record: Box<Record>) -> Result<Queued, AuditError> {
     let small = draft::is_small(&permit);
     let permit = match ReadPermit::sort(permit) {
         Sorted::Read(permit) if small => permit,
-        Sorted::Read(permit) => return Ok(Queued::No(permit.into_permit(), Box::new(record))),
-        Sorted::Other(permit) => return Ok(Queued::No(permit, Box::new(record))),
+        Sorted::Read(permit) => return Ok(Queued::No(permit.into_permit(), record)),
+        Sorted::Other(permit) => return Ok(Queued::No(permit, record)),
     };
     match log.queued_intent(record) {
         Ok(owed) => Ok(Queued::Yes(Recorded::queued(permit, owed))),

@@ -44,6 +44,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod batch;
 mod checkpoint;
 mod draft;
 mod error;

@@ -82,7 +82,7 @@ impl Log {
     /// Waits until the record is durable.
     pub(crate) async fn append(
         &self,
-        record: Record,
+        record: Box<Record>,
         approval: ApprovalWrite,
     ) -> Result<u64, AuditError> {
         let (caller, answer) = oneshot::channel();
@@ -97,7 +97,7 @@ impl Log {
     /// Waits until the intent is durable, and takes on the debt of its outcome.
     pub(crate) async fn intent(
         &self,
-        record: Record,
+        record: Box<Record>,
         approval: ApprovalWrite,
     ) -> Result<DurablyOwed, AuditError> {
         let (caller, answer) = oneshot::channel();
@@ -110,9 +110,9 @@ impl Log {
     }
 
     /// Queues the intent and takes on the debt of its outcome at once. For reads only.
-    pub(crate) fn queued_intent(&self, record: Record) -> Result<Owed, NotQueued> {
+    pub(crate) fn queued_intent(&self, record: Box<Record>) -> Result<Owed, NotQueued> {
         let ticket = Ticket::new();
-        let template = record.outcome(None, record.at);
+        let template = Box::new(record.outcome(None, record.at));
         self.shared.queue.push_queued(record, ticket.clone())?;
         Ok(Owed::queued(self.shared.clone(), ticket, template))
     }

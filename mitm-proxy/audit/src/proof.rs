@@ -7,11 +7,12 @@ use redb::ReadTransaction;
 use serde::{Deserialize, Serialize};
 use tlog_tiles::tlog::{Hash, check_record, check_tree, prove_record, prove_tree};
 
+use crate::batch::{NODES, Nodes};
 use crate::checkpoint;
 use crate::error::AuditError;
 use crate::key::VerifierKey;
-use crate::store::{self, NODES};
-use crate::tree::{self, Nodes};
+use crate::store;
+use crate::tree;
 use crate::verify::{CheckpointProblem, Verified};
 
 /// Proof that a checkpoint covers a record (RFC 6962 section 2.1.1).

@@ -5,13 +5,12 @@
 use std::sync::Arc;
 
 use policies::{AgentId, Tenant, Timestamp};
-use redb::ReadableTableMetadata;
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::batch::{self, RECORDS};
 use crate::error::AuditError;
 use crate::log::{Log, Shared};
 use crate::record::{Kind, Record};
-use crate::store::RECORDS;
 
 /// A record's `at` may be this much older than its neighbours': it is taken when something happens, not when it is written.
 const SLACK: std::time::Duration = std::time::Duration::from_secs(60 * 60);
@@ -111,28 +110,37 @@ pub(crate) fn list(logs: &[Arc<Log>], query: &Query) -> Result<Vec<Entry>, Audit
     Ok(found)
 }
 
-fn list_one(log: &Shared, query: &Query) -> Result<Vec<Entry>, AuditError> {
+pub(crate) fn list_one(log: &Shared, query: &Query) -> Result<Vec<Entry>, AuditError> {
     log.read(|snapshot| {
         let records = snapshot.open_table(RECORDS).map_err(AuditError::read)?;
+        let from = query.from.unwrap_or(0);
+        let first = batch::key_of(&records, from).map_err(AuditError::read)?;
         let range = records
-            .range(query.from.unwrap_or(0)..)
+            .range(first.unwrap_or(from)..)
             .map_err(AuditError::read)?;
         let range: &mut dyn Iterator<Item = _> = match query.from {
             Some(_) => &mut { range },
             None => &mut range.rev(),
         };
         let mut found = Vec::new();
-        while found.len() < query.limit
-            && let Some(record) = range.next()
-        {
-            let (index, line) = record.map_err(AuditError::read)?;
-            let outline: Outline = decode(log, index.value(), line.value())?;
-            let too_old = |since| outline.at + SLACK < since;
-            if query.from.is_none() && query.since.is_some_and(too_old) {
-                break;
+        'values: for value in range {
+            let (first, value) = value.map_err(AuditError::read)?;
+            let mut lines: Vec<(u64, &[u8])> = batch::lines(first.value(), value.value()).collect();
+            if query.from.is_none() {
+                lines.reverse();
             }
-            if query.matches(&outline) {
-                found.push(entry(log, index.value(), line.value())?);
+            for (index, line) in lines.into_iter().filter(|(index, _)| *index >= from) {
+                if found.len() >= query.limit {
+                    break 'values;
+                }
+                let outline: Outline = decode(log, index, line)?;
+                let too_old = |since| outline.at + SLACK < since;
+                if query.from.is_none() && query.since.is_some_and(too_old) {
+                    break 'values;
+                }
+                if query.matches(&outline) {
+                    found.push(entry(log, index, line)?);
+                }
             }
         }
         if query.from.is_none() {
@@ -145,14 +153,14 @@ fn list_one(log: &Shared, query: &Query) -> Result<Vec<Entry>, AuditError> {
 pub(crate) fn show(log: &Shared, index: u64) -> Result<Entry, AuditError> {
     log.read(|snapshot| {
         let records = snapshot.open_table(RECORDS).map_err(AuditError::read)?;
-        let size = records.len().map_err(AuditError::read)?;
-        let line = records.get(index).map_err(AuditError::read)?;
+        let size = batch::count(&records).map_err(AuditError::read)?;
+        let line = batch::record(&records, index).map_err(AuditError::read)?;
         let line = line.ok_or(AuditError::NoRecord {
             tenant: log.tenant.clone(),
             index,
             size,
         })?;
-        entry(log, index, line.value())
+        entry(log, index, &line)
     })
 }
 

@@ -24,7 +24,7 @@ const UNHURRIED: Duration = Duration::from_millis(5);
 
 /// One record on its way into the log.
 pub(crate) struct Item {
-    pub(crate) record: Record,
+    pub(crate) record: Box<Record>,
     pub(crate) approval: ApprovalWrite,
     pub(crate) reply: Reply,
 }
@@ -124,13 +124,13 @@ impl Queue {
     }
 
     /// Queues an intent whose call does not wait for it. Gives it back where the last commit failed: this call must wait.
-    pub(crate) fn push_queued(&self, record: Record, ticket: Ticket) -> Result<(), NotQueued> {
+    pub(crate) fn push_queued(&self, record: Box<Record>, ticket: Ticket) -> Result<(), NotQueued> {
         let mut state = self.lock();
         if state.closed {
             return Err(NotQueued::Refused(AuditError::Closed));
         }
         if state.failing {
-            return Err(NotQueued::MustWait(Box::new(record)));
+            return Err(NotQueued::MustWait(record));
         }
         if state.awaited + state.queued >= self.limit {
             return Err(NotQueued::Refused(AuditError::Overloaded));
@@ -142,7 +142,7 @@ impl Queue {
 
     /// Queues an outcome. In a closed log it is lost, and the next start records it as `unknown`.
     /// With a ticket, the index of its intent is filled in when it is written.
-    pub(crate) fn push_outcome(&self, record: Record, ticket: Option<Ticket>) {
+    pub(crate) fn push_outcome(&self, record: Box<Record>, ticket: Option<Ticket>) {
         let state = self.lock();
         if state.closed {
             tracing::warn!(tenant = %record.tenant, intent = record.intent, "outcome after the audit log was closed");
@@ -159,7 +159,7 @@ impl Queue {
     fn push_unhurried(
         &self,
         mut state: MutexGuard<'_, State>,
-        record: Record,
+        record: Box<Record>,
         ticket: Option<Ticket>,
     ) {
         state.items.push(Item {

@@ -314,6 +314,22 @@ impl Record {
         }
     }
 
+    /// [`Record::outcome`] of an intent that nobody needs any more, in its place.
+    pub(crate) fn into_outcome(mut self: Box<Record>, index: u64) -> Box<Record> {
+        let blank = Record::new(self.tenant.clone(), Kind::Outcome, self.at);
+        let intent = std::mem::replace(&mut *self, blank);
+        self.outcome = Some(OutcomeName::Unknown);
+        self.intent = Some(index);
+        self.agent = intent.agent;
+        self.capability = intent.capability;
+        self.decision = intent.decision;
+        self.policies = intent.policies;
+        self.approval = intent.approval;
+        self.credential = intent.credential;
+        self.trace = intent.trace;
+        self
+    }
+
     /// The outcome of this intent as far as the intent determines it: nobody knows how it ended.
     /// `None` where the index of the intent is not known yet.
     pub(crate) fn outcome(&self, index: Option<u64>, at: Timestamp) -> Record {

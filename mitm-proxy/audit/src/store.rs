@@ -6,41 +6,48 @@ use std::collections::BTreeSet;
 
 use policies::{Approval, ApprovalState, Digest, Tenant, Timestamp};
 use redb::{
-    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, Table, TableDefinition, TableError, WriteTransaction,
+    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
+    TableDefinition, TableError, WriteTransaction,
 };
-use tlog_tiles::tlog::{Hash, stored_hash_index};
+use tlog_tiles::tlog::{Hash, HashReader as _, stored_hash_index};
 
+use crate::batch::{self, Batch, NODES, Nodes, RECORDS};
 use crate::checkpoint;
 use crate::draft;
 use crate::error::{AuditError, CommitFailure};
 use crate::key::LogKey;
 use crate::queue::{ApprovalWrite, Item, Reply};
 use crate::record::{Kind, MAX_RECORD, Record};
-use crate::tree::{self, Frontier, NO_LEAF, Nodes};
+use crate::tree::{self, Frontier, NO_LEAF};
 
-/// index -> the record's bytes.
-pub(crate) const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
-/// Place of a node in the order of `tlog_tiles::stored_hash_index` -> its hash.
-pub(crate) const NODES: TableDefinition<u64, &[u8; 32]> = TableDefinition::new("nodes");
-/// Indexes of intents that have no outcome yet.
+/// Indexes of intents that have no outcome although [`YOUNG`] records came after them.
 const OPEN: TableDefinition<u64, ()> = TableDefinition::new("open");
 /// Approval id -> the approval as JSON.
 const APPROVALS: TableDefinition<&str, &[u8]> = TableDefinition::new("approvals");
 /// `format`, `checkpoint`.
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
-pub(crate) const FORMAT: &str = "sluice-audit-1";
+pub(crate) const FORMAT: &str = "sluice-audit-2";
+
+/// An intent without outcome is looked for among this many records at the end of the log; of an older one, `OPEN` knows.
+/// Most calls are over before that many records follow, and then their intents cost the table nothing.
+const YOUNG: u64 = if cfg!(test) { 8 } else { 4096 };
 
 /// How long a closed approval is kept beside the log, in which it stays for good.
 const KEEP_APPROVALS: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
 
 /// Where the log ends: all that is needed to append to it without reading it.
-#[derive(Clone, Debug)]
+///
+/// Worth nothing after a failed commit: the log is taken up again from what is on disk then.
+#[derive(Debug)]
 pub(crate) struct Head {
     tree: Frontier,
     /// Leaf hash of the last record.
     last: Digest,
+    /// Intents without outcome.
+    open: BTreeSet<u64>,
+    /// Those of `open` below this index are in the table `OPEN`.
+    aged: u64,
 }
 
 /// What became of one item of a committed batch: its index; nothing, for an outcome that was there already; or a refusal.
@@ -55,44 +62,71 @@ pub(crate) fn commit(
     db: &Database,
     key: &LogKey,
     tenant: &Tenant,
-    mut head: Head,
+    head: &mut Head,
     items: &mut [Item],
-) -> Result<(Head, Vec<Placed>), CommitFailure> {
+) -> Result<Vec<Placed>, CommitFailure> {
     let mut transaction = db.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     let mut placed = Vec::with_capacity(items.len());
     {
         let new = head.tree.size() == 0;
-        let mut tables = Tables::open(&transaction)?;
+        let mut tables = Tables::open(&transaction, head, new)?;
         for item in items {
-            placed.push(tables.append(&mut head, item)?);
+            placed.push(tables.append(head, item)?);
         }
+        tables.age(head)?;
         tables.seal(key, tenant, &head.tree, new)?;
     }
     transaction.commit()?;
-    Ok((head, placed))
+    Ok(placed)
 }
 
 struct Tables<'txn> {
+    transaction: &'txn WriteTransaction,
     records: Table<'txn, u64, &'static [u8]>,
-    nodes: Table<'txn, u64, &'static [u8; 32]>,
-    open: Table<'txn, u64, ()>,
-    approvals: Table<'txn, &'static str, &'static [u8]>,
-    meta: Table<'txn, &'static str, &'static [u8]>,
-    /// The line that is being written; kept for its room.
-    line: Vec<u8>,
+    batch: Batch,
+    /// Opened when it is needed, as the next one: most commits change neither.
+    open: Option<Table<'txn, u64, ()>>,
+    approvals: Option<Table<'txn, &'static str, &'static [u8]>>,
 }
 
 impl<'txn> Tables<'txn> {
-    fn open(transaction: &'txn WriteTransaction) -> Result<Tables<'txn>, CommitFailure> {
+    fn open(
+        transaction: &'txn WriteTransaction,
+        head: &Head,
+        new: bool,
+    ) -> Result<Tables<'txn>, CommitFailure> {
+        let (mut open, mut approvals) = (None, None);
+        if new {
+            open = Some(transaction.open_table(OPEN)?);
+            approvals = Some(transaction.open_table(APPROVALS)?);
+        }
+        let size = head.tree.size();
         Ok(Tables {
+            transaction,
             records: transaction.open_table(RECORDS)?,
-            nodes: transaction.open_table(NODES)?,
-            open: transaction.open_table(OPEN)?,
-            approvals: transaction.open_table(APPROVALS)?,
-            meta: transaction.open_table(META)?,
-            line: Vec::with_capacity(1024),
+            batch: Batch::after(size, stored_hash_index(0, size)),
+            open,
+            approvals,
         })
+    }
+
+    fn aged(&mut self) -> Result<&mut Table<'txn, u64, ()>, CommitFailure> {
+        let table = match self.open.take() {
+            Some(table) => table,
+            None => self.transaction.open_table(OPEN)?,
+        };
+        Ok(self.open.insert(table))
+    }
+
+    fn approvals(
+        &mut self,
+    ) -> Result<&mut Table<'txn, &'static str, &'static [u8]>, CommitFailure> {
+        let table = match self.approvals.take() {
+            Some(table) => table,
+            None => self.transaction.open_table(APPROVALS)?,
+        };
+        Ok(self.approvals.insert(table))
     }
 
     /// Appends one record. An inner `Err` refuses this record only and leaves no trace of it.
@@ -101,7 +135,7 @@ impl<'txn> Tables<'txn> {
             Ok(approval) => approval,
             Err(refused) => return Ok(Err(refused)),
         };
-        let record = &mut item.record;
+        let record = &mut *item.record;
         if let (Kind::Intent, Some(approval)) = (record.kind, &approval) {
             record.answers = draft::answers(&approval.answers);
         }
@@ -110,7 +144,7 @@ impl<'txn> Tables<'txn> {
             record.intent = ticket.index();
         }
         if let (Kind::Outcome, Some(intent)) = (record.kind, record.intent)
-            && self.open.get(intent)?.is_none()
+            && !head.open.contains(&intent)
         {
             // An earlier commit of it was reported as failed and had succeeded after all.
             return Ok(Ok(None));
@@ -118,30 +152,33 @@ impl<'txn> Tables<'txn> {
 
         let index = head.tree.size();
         (record.index, record.prev) = (index, head.last);
-        self.line.clear();
-        serde_json::to_writer(&mut self.line, record).map_err(CommitFailure::Serialise)?;
-        if self.line.len() > MAX_RECORD {
-            return Ok(Err(AuditError::RecordTooLarge(self.line.len())));
+        let (line, start) = self.batch.line();
+        serde_json::to_writer(&mut *line, record).map_err(CommitFailure::Serialise)?;
+        let line = line.get(start..).unwrap_or_default();
+        let (leaf, length) = (tree::leaf(line), line.len());
+        if length > MAX_RECORD {
+            self.batch.undo(start);
+            return Ok(Err(AuditError::RecordTooLarge(length)));
         }
-        let leaf = tree::leaf(&self.line);
-        self.records.insert(index, self.line.as_slice())?;
-        let mut place = stored_hash_index(0, index);
-        head.tree.grow(leaf, |node| {
-            self.nodes.insert(place, &node.0)?;
-            place += 1;
-            Ok::<(), CommitFailure>(())
-        })?;
+        self.batch.close_line(start, index, &mut self.records)?;
+        let batch = &mut self.batch;
+        head.tree.grow(leaf, |node| batch.node(node));
         if let (Kind::Intent, Reply::Nobody(Some(ticket))) = (record.kind, &item.reply) {
             ticket.place(index);
         }
         match (record.kind, record.intent) {
-            (Kind::Intent, _) => drop(self.open.insert(index, ())?),
-            (Kind::Outcome, Some(intent)) => drop(self.open.remove(intent)?),
+            (Kind::Intent, _) => drop(head.open.insert(index)),
+            (Kind::Outcome, Some(intent)) => {
+                head.open.remove(&intent);
+                if intent < head.aged {
+                    self.aged()?.remove(intent)?;
+                }
+            }
             _ => {}
         }
         if let Some(approval) = approval {
             let json = serde_json::to_vec(&approval).map_err(CommitFailure::Serialise)?;
-            self.approvals
+            self.approvals()?
                 .insert(approval.id.to_string().as_str(), json.as_slice())?;
         }
         head.last = leaf;
@@ -152,7 +189,7 @@ impl<'txn> Tables<'txn> {
     ///
     /// INVARIANT: this is the durable half of "used once": a closed approval never opens again, whatever memory says.
     fn approval_after(
-        &self,
+        &mut self,
         write: &ApprovalWrite,
     ) -> Result<Result<Option<Approval>, AuditError>, CommitFailure> {
         let id = match write {
@@ -160,7 +197,7 @@ impl<'txn> Tables<'txn> {
             ApprovalWrite::Store(approval) => approval.id,
             ApprovalWrite::Use(id) => *id,
         };
-        let stored = self.approvals.get(id.to_string().as_str())?;
+        let stored = self.approvals()?.get(id.to_string().as_str())?;
         let stored: Option<Approval> = stored
             .map(|json| serde_json::from_slice(json.value()))
             .transpose()
@@ -178,20 +215,35 @@ impl<'txn> Tables<'txn> {
         })
     }
 
+    /// Intents that have become old without an outcome go where they are found without reading the log.
+    fn age(&mut self, head: &mut Head) -> Result<(), CommitFailure> {
+        let young = head.tree.size().saturating_sub(YOUNG);
+        if young > head.aged {
+            for intent in head.open.range(head.aged..young) {
+                self.aged()?.insert(intent, ())?;
+            }
+            head.aged = young;
+        }
+        Ok(())
+    }
+
     fn seal(
-        &mut self,
+        mut self,
         key: &LogKey,
         tenant: &Tenant,
         tree: &Frontier,
         new: bool,
     ) -> Result<(), CommitFailure> {
+        let mut nodes = self.transaction.open_table(NODES)?;
+        self.batch.finish(&mut self.records, &mut nodes)?;
         let root = Hash(tree.root().0);
         let note = checkpoint::seal(key, tenant.as_str(), tree.size(), root)
             .map_err(CommitFailure::Sign)?;
+        let mut meta = self.transaction.open_table(META)?;
         if new {
-            self.meta.insert("format", FORMAT.as_bytes())?;
+            meta.insert("format", FORMAT.as_bytes())?;
         }
-        self.meta.insert("checkpoint", note.as_slice())?;
+        meta.insert("checkpoint", note.as_slice())?;
         Ok(())
     }
 }
@@ -228,14 +280,17 @@ pub(crate) fn recover(
     now: Timestamp,
 ) -> Result<Head, Unusable> {
     let snapshot = db.begin_read().map_err(CommitFailure::from)?;
-    let Some(head) = check(&snapshot, key, tenant)? else {
-        let empty = Head {
+    let Some(mut head) = check(&snapshot, key, tenant)? else {
+        let mut empty = Head {
             tree: Frontier::default(),
             last: NO_LEAF,
+            open: BTreeSet::new(),
+            aged: 0,
         };
-        return Ok(commit(db, key, tenant, empty, &mut [])?.0);
+        commit(db, key, tenant, &mut empty, &mut [])?;
+        return Ok(empty);
     };
-    let mut unknown = unfinished(&snapshot, live, now)?;
+    let mut unknown = unfinished(&snapshot, &head.open, live, now)?;
     let stale = stale_approvals(&snapshot, now)?;
     drop(snapshot);
     if !stale.is_empty() {
@@ -245,7 +300,8 @@ pub(crate) fn recover(
         return Ok(head);
     }
     tracing::warn!(%tenant, calls = unknown.len(), "calls without an outcome: recorded as unknown");
-    Ok(commit(db, key, tenant, head, &mut unknown)?.0)
+    commit(db, key, tenant, &mut head, &mut unknown)?;
+    Ok(head)
 }
 
 /// `None` for a log that nothing was ever written to.
@@ -277,7 +333,7 @@ fn check(
     }
 
     let records = snapshot.open_table(RECORDS).map_err(CommitFailure::from)?;
-    if records.len().map_err(CommitFailure::from)? != signed.size {
+    if batch::count(&records).map_err(CommitFailure::from)? != signed.size {
         return Err(Unusable::Corrupt(
             "the number of records is not the checkpoint's",
         ));
@@ -291,25 +347,66 @@ fn check(
         ));
     }
     let last = last_leaf(&records, &nodes, signed.size)?;
-    Ok(Some(Head { tree, last }))
+    let aged = signed.size.saturating_sub(YOUNG);
+    let open = open_intents(snapshot, &records, aged)?;
+    Ok(Some(Head {
+        tree,
+        last,
+        open,
+        aged,
+    }))
+}
+
+/// The intents without outcome: those that the table knows, and those among the records from `aged` on.
+fn open_intents(
+    snapshot: &ReadTransaction,
+    records: &ReadOnlyTable<u64, &'static [u8]>,
+    aged: u64,
+) -> Result<BTreeSet<u64>, Unusable> {
+    /// As much of a record as is needed here.
+    #[derive(serde::Deserialize)]
+    struct Outline {
+        kind: Kind,
+        #[serde(default)]
+        intent: Option<u64>,
+    }
+
+    let table = snapshot.open_table(OPEN).map_err(CommitFailure::from)?;
+    let mut open = BTreeSet::new();
+    for entry in table.iter().map_err(CommitFailure::from)? {
+        open.insert(entry.map_err(CommitFailure::from)?.0.value());
+    }
+    let from = batch::key_of(records, aged).map_err(CommitFailure::from)?;
+    for value in records
+        .range(from.unwrap_or_default()..)
+        .map_err(CommitFailure::from)?
+    {
+        let (first, value) = value.map_err(CommitFailure::from)?;
+        for (index, line) in batch::lines(first.value(), value.value()) {
+            let outline: Outline = serde_json::from_slice(line)
+                .map_err(|_| Unusable::Corrupt("one of the last records cannot be read"))?;
+            match (outline.kind, outline.intent) {
+                (Kind::Intent, _) if index >= aged => drop(open.insert(index)),
+                (Kind::Outcome, Some(intent)) if index >= aged => drop(open.remove(&intent)),
+                _ => {}
+            }
+        }
+    }
+    Ok(open)
 }
 
 fn last_leaf(
     records: &ReadOnlyTable<u64, &'static [u8]>,
-    nodes: &ReadOnlyTable<u64, &'static [u8; 32]>,
+    nodes: &ReadOnlyTable<u64, &'static [u8]>,
     size: u64,
 ) -> Result<Digest, Unusable> {
     let Some(index) = size.checked_sub(1) else {
         return Ok(NO_LEAF);
     };
-    let line = records.get(index).map_err(CommitFailure::from)?;
-    let node = nodes
-        .get(stored_hash_index(0, index))
-        .map_err(CommitFailure::from)?;
-    match (line, node) {
-        (Some(line), Some(node)) if tree::leaf(line.value()).0 == *node.value() => {
-            Ok(Digest(*node.value()))
-        }
+    let line = batch::record(records, index).map_err(CommitFailure::from)?;
+    let node = Nodes(nodes).read_hashes(&[stored_hash_index(0, index)]);
+    match (line, node.as_deref()) {
+        (Some(line), Ok([node])) if tree::leaf(&line).0 == node.0 => Ok(Digest(node.0)),
         _ => Err(Unusable::Corrupt(
             "the last record is not the one in the tree",
         )),
@@ -318,26 +415,21 @@ fn last_leaf(
 
 fn unfinished(
     snapshot: &ReadTransaction,
+    open: &BTreeSet<u64>,
     live: &BTreeSet<u64>,
     now: Timestamp,
 ) -> Result<Vec<Item>, Unusable> {
-    let open = snapshot.open_table(OPEN).map_err(CommitFailure::from)?;
     let records = snapshot.open_table(RECORDS).map_err(CommitFailure::from)?;
     let mut items = Vec::new();
-    for entry in open.iter().map_err(CommitFailure::from)? {
-        let index = entry.map_err(CommitFailure::from)?.0.value();
-        if live.contains(&index) {
-            continue;
-        }
-        let line = records.get(index).map_err(CommitFailure::from)?;
+    for index in open.difference(live).copied() {
+        let line = batch::record(&records, index).map_err(CommitFailure::from)?;
         let intent: Record = line
-            .and_then(|line| serde_json::from_slice(line.value()).ok())
+            .and_then(|line| serde_json::from_slice(&line).ok())
             .ok_or(Unusable::Corrupt(
                 "an intent without outcome cannot be read",
             ))?;
-        let record = intent.outcome(Some(index), now);
         items.push(Item {
-            record,
+            record: Box::new(intent.outcome(Some(index), now)),
             approval: ApprovalWrite::None,
             reply: Reply::Nobody(None),
         });
@@ -407,9 +499,6 @@ pub(crate) fn checkpoint_text(snapshot: &ReadTransaction) -> Result<String, Audi
 
 /// How many records the snapshot has.
 pub(crate) fn size(snapshot: &ReadTransaction) -> Result<u64, AuditError> {
-    snapshot
-        .open_table(RECORDS)
-        .map_err(AuditError::read)?
-        .len()
-        .map_err(AuditError::read)
+    let records = snapshot.open_table(RECORDS).map_err(AuditError::read)?;
+    batch::count(&records).map_err(AuditError::read)
 }

@@ -1,9 +1,8 @@
-//! Merkle hashing: leaves, the reader of stored nodes, and the frontier that a streaming verifier keeps.
-//! The arithmetic is `tlog_tiles`' (RFC 6962); this file only joins it to redb and to our digests.
+//! Merkle hashing: leaves, and the frontier that the writer and a streaming verifier keep.
+//! The arithmetic is `tlog_tiles`' (RFC 6962); this file only joins it to our digests.
 //! INVARIANT: no node is ever rewritten; a tree of n records is a prefix of every later tree.
 
 use policies::Digest;
-use redb::ReadableTable;
 use tlog_tiles::tlog::{
     EMPTY_HASH, Error, Hash, HashReader, node_hash, record_hash, stored_hash_index,
 };
@@ -14,22 +13,6 @@ pub(crate) const NO_LEAF: Digest = Digest([0; 32]);
 /// RFC 6962 leaf hash of a record's bytes.
 pub(crate) fn leaf(line: &[u8]) -> Digest {
     Digest(record_hash(line).0)
-}
-
-/// Reads tree nodes from an open table, inside a read or a write transaction.
-pub(crate) struct Nodes<'a, T>(pub(crate) &'a T);
-
-impl<T: ReadableTable<u64, &'static [u8; 32]>> HashReader for Nodes<'_, T> {
-    fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, Error> {
-        indexes
-            .iter()
-            .map(|index| match self.0.get(index) {
-                Ok(Some(node)) => Ok(Hash(*node.value())),
-                Ok(None) => Err(Error::IndexesNotInTree),
-                Err(error) => Err(Error::InvalidInput(error.to_string())),
-            })
-            .collect()
-    }
 }
 
 /// The complete subtrees of a growing tree, largest first: all that is needed to go on hashing.
@@ -60,25 +43,20 @@ impl Frontier {
     }
 
     pub(crate) fn push(&mut self, leaf: Digest) {
-        let Ok(()) = self.grow(leaf, |_| Ok::<(), std::convert::Infallible>(()));
+        self.grow(leaf, |_| {});
     }
 
     /// Adds a leaf, and tells every node that is complete with it in the order in which nodes are stored.
-    pub(crate) fn grow<E>(
-        &mut self,
-        leaf: Digest,
-        mut complete: impl FnMut(&Hash) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub(crate) fn grow(&mut self, leaf: Digest, mut complete: impl FnMut(&Hash)) {
         let (mut level, mut hash) = (0, Hash(leaf.0));
-        complete(&hash)?;
+        complete(&hash);
         while let Some((_, left)) = self.peaks.pop_if(|(peak, _)| *peak == level) {
             hash = node_hash(left, hash);
             level += 1;
-            complete(&hash)?;
+            complete(&hash);
         }
         self.peaks.push((level, hash));
         self.size += 1;
-        Ok(())
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -143,10 +121,7 @@ mod tests {
             )
             .unwrap();
             let mut told = Vec::new();
-            let Ok(()) = frontier.grow(leaf, |node| {
-                told.push(*node);
-                Ok::<(), std::convert::Infallible>(())
-            });
+            frontier.grow(leaf, |node| told.push(*node));
             assert_eq!(told, expected);
             assert_eq!(stored_hash_index(0, u64::from(n)), stored.0.len() as u64);
             stored.0.extend(told);

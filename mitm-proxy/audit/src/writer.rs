@@ -107,10 +107,7 @@ impl Writer {
         let Some(db) = db.as_ref() else {
             return Err(redb::Error::DatabaseClosed.into());
         };
-        let (head, placed) =
-            store::commit(db, &self.key, &shared.tenant, self.head.clone(), items)?;
-        self.head = head;
-        Ok(placed)
+        store::commit(db, &self.key, &shared.tenant, &mut self.head, items)
     }
 
     /// Takes the log up again from what is on disk, as after a restart, but for the calls that are still under way.
@@ -143,7 +140,7 @@ impl Writer {
             // A caller that went away drops its answer; an `Owed` in it records `aborted`.
             (Reply::Index(caller), Ok(Some(index))) => drop(caller.send(Ok(index))),
             (Reply::Intent(caller), Ok(Some(index))) => {
-                let template = item.record.outcome(Some(index), item.record.at);
+                let template = item.record.into_outcome(index);
                 drop(caller.send(Ok(DurablyOwed::new(self.shared.clone(), index, template))));
             }
         }

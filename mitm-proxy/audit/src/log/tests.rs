@@ -155,18 +155,30 @@ impl Bench {
         self.log.as_ref().unwrap()
     }
 
-    fn draft(kind: Kind, detail: &str) -> Record {
+    fn draft(kind: Kind, detail: &str) -> Box<Record> {
         let detail = Some(detail.to_owned());
-        Record {
+        Box::new(Record {
             detail,
             ..Record::new("acme".parse().unwrap(), kind, Timestamp::from_millis(0))
-        }
+        })
     }
 
     async fn refusal(&self, detail: &str) -> Result<u64, AuditError> {
         self.log()
             .append(Bench::draft(Kind::Refusal, detail), ApprovalWrite::None)
             .await
+    }
+
+    /// Queued at once; waited for by whoever awaits it.
+    fn refusal_of(&self, length: usize) -> tokio::sync::oneshot::Receiver<Result<u64, AuditError>> {
+        let (caller, answer) = tokio::sync::oneshot::channel();
+        let item = Item {
+            record: Bench::draft(Kind::Refusal, &"x".repeat(length)),
+            approval: ApprovalWrite::None,
+            reply: Reply::Index(caller),
+        };
+        assert!(self.log().shared.queue.push(item).is_ok());
+        answer
     }
 
     async fn intent(&self, detail: &str) -> Result<Owed, AuditError> {
@@ -382,6 +394,86 @@ async fn a_call_under_way_is_not_taken_for_lost_when_the_log_is_reopened() {
         .filter_map(|record| record.outcome)
         .collect();
     assert_eq!(outcomes, [OutcomeName::Answered]);
+}
+
+#[tokio::test]
+async fn intents_without_outcome_are_found_however_old_they_are() {
+    let mut bench = Bench::new();
+    let old = bench.intent("old").await.unwrap();
+    let settled = bench.intent("settled late").await.unwrap();
+    for _ in 0..40 {
+        bench.refusal("between").await.unwrap();
+    }
+    settled.settle(Outcome::new(Timestamp::from_millis(1)));
+    let young = bench.intent("young").await.unwrap();
+    bench.refusal("end").await.unwrap();
+    // The process dies: nobody tells the outcomes, as `Owed` would when it is dropped.
+    std::mem::forget((old, young));
+    bench.reopen().unwrap();
+    bench.verify();
+    let records = bench.records();
+    let end = |detail| {
+        let intent = records
+            .iter()
+            .find(|record| record.detail.as_deref() == Some(detail));
+        let ends: Vec<_> = records
+            .iter()
+            .filter(|record| record.intent == intent.map(|intent| intent.index))
+            .filter_map(|record| record.outcome)
+            .collect();
+        ends
+    };
+    assert_eq!(end("old"), [OutcomeName::Unknown]);
+    assert_eq!(end("young"), [OutcomeName::Unknown]);
+    assert_eq!(end("settled late"), [OutcomeName::Answered]);
+    // And only once.
+    let size = records.len();
+    bench.reopen().unwrap();
+    assert_eq!(bench.records().len(), size);
+}
+
+#[tokio::test]
+async fn records_are_read_wherever_the_values_begin() {
+    let mut bench = Bench::new();
+    // Some alone in their values, some beside others, some larger than what fits beside another.
+    for round in 0..6_usize {
+        let length = if round % 3 == 2 { 20_000 } else { 100 };
+        let together = (0..5).map(|_| bench.refusal_of(length)).collect::<Vec<_>>();
+        for one in together {
+            one.await.unwrap().unwrap();
+        }
+    }
+    bench.reopen().unwrap();
+    bench.verify();
+    let size = bench.log().shared.read(store::size).unwrap();
+    assert_eq!(size, 30);
+    for (index, record) in (0_u64..).zip(bench.records()) {
+        assert_eq!(record.index, index);
+        let proof = bench
+            .log()
+            .shared
+            .read(|snapshot| crate::proof::inclusion(snapshot, &"acme".parse().unwrap(), index))
+            .unwrap();
+        let entry = crate::query::show(&bench.log().shared, index).unwrap();
+        crate::verify_inclusion(entry.line().as_bytes(), &proof, bench.key.public()).unwrap();
+    }
+    for from in 0..size {
+        let query = crate::Query {
+            from: Some(from),
+            limit: 4,
+            ..crate::Query::default()
+        };
+        let found = crate::query::list_one(&bench.log().shared, &query).unwrap();
+        let indexes: Vec<u64> = found.iter().map(|entry| entry.record().index).collect();
+        assert_eq!(indexes, (from..size.min(from + 4)).collect::<Vec<_>>());
+    }
+    let last = crate::Query {
+        limit: 7,
+        ..crate::Query::default()
+    };
+    let found = crate::query::list_one(&bench.log().shared, &last).unwrap();
+    let indexes: Vec<u64> = found.iter().map(|entry| entry.record().index).collect();
+    assert_eq!(indexes, (size - 7..size).collect::<Vec<_>>());
 }
 
 #[tokio::test]
