@@ -47,6 +47,7 @@ mod names;
 mod rules;
 mod schema;
 mod slice;
+mod steady;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -187,8 +188,14 @@ impl Engine {
             self.slices.action(call.capability()),
         ) {
             (Some(subject), Some(action)) => {
-                let policies = action.policies_for(call.capability(), subject);
-                self.two_passes(subject, action, &policies, call, now, approvals)
+                let slice = action.slice_for(call.capability(), subject);
+                let decide =
+                    || self.two_passes(subject, action, &slice.policies, call, now, approvals);
+                if approvals.is_empty() {
+                    slice.steady.outcome(call, decide)
+                } else {
+                    decide()
+                }
             }
             _ => Outcome::Deny {
                 reason: Reason::PolicyError,

@@ -11,6 +11,7 @@ use cedar_policy::{ActionConstraint, EntityUid, Policy, PolicySet, PrincipalCons
 use super::entities::Subject;
 use super::names;
 use super::rules::Rule;
+use super::steady::Steady;
 use crate::{Capability, CapabilityId, Catalogue, Diagnostics};
 
 /// Every capability's action and policies.
@@ -69,15 +70,19 @@ impl Slices {
 
 /// One agent's policies by capability, as far as it has called them. Nothing that decides: what is missing is made again, the same.
 #[derive(Debug, Default)]
-pub(super) struct Narrowed(RwLock<HashMap<CapabilityId, Arc<PolicySet>>>);
+pub(super) struct Narrowed(RwLock<HashMap<CapabilityId, Arc<Slice>>>);
+
+/// The policies that can match calls of one agent and one capability.
+#[derive(Debug)]
+pub(super) struct Slice {
+    pub(super) policies: Arc<PolicySet>,
+    /// What they have decided before.
+    pub(super) steady: Steady,
+}
 
 impl Action {
     /// The policies of this action that can match this agent.
-    pub(super) fn policies_for(
-        &self,
-        capability: &CapabilityId,
-        subject: &Subject,
-    ) -> Arc<PolicySet> {
+    pub(super) fn slice_for(&self, capability: &CapabilityId, subject: &Subject) -> Arc<Slice> {
         let known = &subject.narrowed.0;
         if let Some(set) = known
             .read()
@@ -86,12 +91,14 @@ impl Action {
         {
             return Arc::clone(set);
         }
-        let set = self.narrowed(subject);
+        let policies = self.narrowed(subject);
+        let steady = Steady::of(&policies);
+        let slice = Arc::new(Slice { policies, steady });
         known
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(capability.clone(), Arc::clone(&set));
-        set
+            .insert(capability.clone(), Arc::clone(&slice));
+        slice
     }
 
     fn narrowed(&self, subject: &Subject) -> Arc<PolicySet> {
@@ -292,6 +299,8 @@ mod tests {
             let desk = bundle.connector(&"desk".parse().unwrap()).unwrap();
             for capability in desk.capabilities() {
                 let call = call(&bundle, capability);
+                // What is remembered of another moment changes nothing.
+                engine.decide(&call, Timestamp::from_millis(0), &BTreeSet::new());
                 let sliced = engine.decide(&call, now, &approvals);
                 let (subject, action) = (&engine.subjects[call.agent()], engine.slices.action(capability.id()).unwrap());
                 let whole = engine.two_passes(subject, action, &whole, &call, now, &approvals);
@@ -314,7 +323,7 @@ mod tests {
         let capability = "desk/tickets.read".parse().unwrap();
         let subject = &engine.subjects[bundle.agents().next().unwrap().id()];
         let action = engine.slices.action(&capability).unwrap();
-        let narrowed = action.policies_for(&capability, subject);
+        let slice = action.slice_for(&capability, subject);
         let kept = |set: &PolicySet| {
             let ids = [
                 "mine", "tenant", "stage", "agents", "other", "others", "higher",
@@ -325,11 +334,8 @@ mod tests {
         };
         // Positive control: the slice of the action has them all.
         assert_eq!(kept(&action.policies).len(), 7);
-        assert_eq!(kept(&narrowed), ["mine", "tenant", "stage", "agents"]);
-        assert!(Arc::ptr_eq(
-            &narrowed,
-            &action.policies_for(&capability, subject)
-        ));
+        assert_eq!(kept(&slice.policies), ["mine", "tenant", "stage", "agents"]);
+        assert!(Arc::ptr_eq(&slice, &action.slice_for(&capability, subject)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! Made by hashing or from entropy that the caller brings (this crate draws none); written in lower-case hex or base32.
 //! INVARIANT: the text form has one spelling per value, so equal text is equal value.
 
-use super::{NameError, serde_as_text};
+use super::{NameError, deserialize_from_text, serde_as_text};
 use sha2::Digest as _;
 use std::fmt;
 use std::str::FromStr;
@@ -44,7 +44,13 @@ impl fmt::Debug for Digest {
     }
 }
 
-serde_as_text!(Digest);
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (mut text, unwritten) = ([0; 64], serde::ser::Error::custom("a digest"));
+        serializer.serialize_str(hex(&self.0, &mut text).ok_or(unwritten)?)
+    }
+}
+deserialize_from_text!(Digest);
 
 /// The version of a bundle: the digest over everything that decides.
 ///
@@ -81,16 +87,16 @@ impl fmt::Debug for PolicyVersion {
 
 /// Writes up to 32 bytes as lower-case hex, in one piece: each record of a call holds several digests.
 fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let digit = |nibble: u8| match nibble {
-        0..=9 => b'0' + nibble,
-        _ => b'a' + (nibble - 10),
-    };
-    let mut text = [0; 64];
+    f.write_str(hex(bytes, &mut [0; 64]).ok_or(fmt::Error)?)
+}
+
+fn hex<'a>(bytes: &[u8], text: &'a mut [u8; 64]) -> Option<&'a str> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
     for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
         pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
     }
-    let text = text.get(..bytes.len() * 2).ok_or(fmt::Error)?;
-    f.write_str(std::str::from_utf8(text).map_err(|_| fmt::Error)?)
+    std::str::from_utf8(text.get(..bytes.len() * 2)?).ok()
 }
 
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";

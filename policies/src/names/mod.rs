@@ -45,6 +45,13 @@ macro_rules! serde_as_text {
                 serializer.collect_str(self)
             }
         }
+        $crate::names::deserialize_from_text!($name);
+    };
+}
+pub(crate) use serde_as_text;
+
+macro_rules! deserialize_from_text {
+    ($name:ident) => {
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text =
@@ -54,7 +61,7 @@ macro_rules! serde_as_text {
         }
     };
 }
-pub(crate) use serde_as_text;
+pub(crate) use deserialize_from_text;
 
 /// A newtype over checked text: `as_str`, FromStr, Display, Debug, serde.
 macro_rules! text_newtype {
@@ -85,7 +92,12 @@ macro_rules! text_newtype {
                 write!(f, "{}({:?})", stringify!($name), &*self.0)
             }
         }
-        serde_as_text!($name);
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+        $crate::names::deserialize_from_text!($name);
     };
 }
 

@@ -2,13 +2,15 @@
 //! The caller brings the time (this crate reads no clock); records, approvals and policies carry this type.
 //! INVARIANT: the text form has exactly three fraction digits and `Z`, so texts sort as the instants do.
 
-use super::{NameError, serde_as_text};
+use super::{NameError, deserialize_from_text};
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::str::FromStr;
 use std::time::Duration;
 
 const DAY: i64 = 86_400_000;
+/// The form that all instants are written in.
+const TEXT: &[u8; 24] = b"0000-00-00T00:00:00.000Z";
 /// 0000-01-01T00:00:00.000Z and 9999-12-31T23:59:59.999Z: what four year digits can write.
 const RANGE: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_300_799_999;
 
@@ -25,6 +27,31 @@ impl Timestamp {
     /// Milliseconds since the epoch.
     pub fn as_millis(self) -> i64 {
         self.0
+    }
+
+    /// Written in one piece: every record of a call has its time.
+    fn text(self, text: &mut [u8; TEXT.len()]) -> Option<&str> {
+        let (days, millis) = (self.0.div_euclid(DAY), self.0.rem_euclid(DAY));
+        let (year, month, day) = date_of(days);
+        let (hours, minutes, seconds) =
+            (millis / 3_600_000, millis / 60_000 % 60, millis / 1000 % 60);
+        *text = *TEXT;
+        let fields = [
+            (0..4, year),
+            (5..7, month),
+            (8..10, day),
+            (11..13, hours),
+            (14..16, minutes),
+            (17..19, seconds),
+            (20..23, millis % 1000),
+        ];
+        for (place, mut number) in fields {
+            for digit in text.get_mut(place)?.iter_mut().rev() {
+                *digit = b'0' + u8::try_from(number % 10).ok()?;
+                number /= 10;
+            }
+        }
+        std::str::from_utf8(text).ok()
     }
 
     /// The time from `earlier` to this instant; zero where `earlier` is later.
@@ -55,17 +82,20 @@ impl Sub<Duration> for Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, millis) = (self.0.div_euclid(DAY), self.0.rem_euclid(DAY));
-        let (year, month, day) = date_of(days);
-        let (hours, minutes, seconds) =
-            (millis / 3_600_000, millis / 60_000 % 60, millis / 1000 % 60);
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}.{:03}Z",
-            millis % 1000
-        )
+        f.write_str(self.text(&mut [0; TEXT.len()]).ok_or(fmt::Error)?)
     }
 }
+
+impl serde::Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (mut text, unwritten) = (
+            [0; TEXT.len()],
+            serde::ser::Error::custom("a time out of range"),
+        );
+        serializer.serialize_str(self.text(&mut text).ok_or(unwritten)?)
+    }
+}
+deserialize_from_text!(Timestamp);
 
 impl fmt::Debug for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,8 +111,6 @@ impl FromStr for Timestamp {
             .ok_or_else(|| NameError::new("time", text, "written 2026-01-31T23:59:59.999Z"))
     }
 }
-
-serde_as_text!(Timestamp);
 
 /// Reads the digits where the fixed form has them; that the rest is right shows when the value is written again.
 fn read(text: &str) -> Option<Timestamp> {
