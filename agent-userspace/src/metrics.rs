@@ -18,7 +18,7 @@ use crate::layers::{LayerReport, LayerState};
 use families::Families;
 use labels::{
     AnswerLabels, BundleLabels, CallLabels, EscapeLabels, FaultLabels, KindLabels, LayerLabels,
-    RefusalLabels,
+    Name, RefusalLabels,
 };
 
 pub(crate) use scrape::serve;
@@ -147,10 +147,10 @@ impl Default for Metrics {
 impl Meter for Metrics {
     fn call(&self, measure: &CallMeasure<'_>) {
         let labels = CallLabels {
-            tenant: measure.agent.tenant.to_string(),
-            agent: measure.agent.name.to_string(),
-            connector: measure.connector.to_string(),
-            capability: measure.capability.name.to_string(),
+            tenant: Name(measure.agent.tenant.clone()),
+            agent: Name(measure.agent.name.clone()),
+            connector: Name(measure.connector.clone()),
+            capability: Name(measure.capability.name.clone()),
             decision: match measure.decision {
                 Decided::Allow => "allow",
                 Decided::Deny => "deny",

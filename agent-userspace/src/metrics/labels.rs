@@ -2,15 +2,28 @@
 //! Each label is a name of the configuration or of a closed enum.
 //! INVARIANT: nothing an agent chose becomes a label.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use std::fmt::{self, Display, Write as _};
+
+use policies::{AgentName, CapabilityName, ConnectorId, Tenant};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+/// A name as a label: shared, so that counting a call copies no text.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Name<T>(pub(super) T);
+
+impl<T: Display> EncodeLabelValue for Name<T> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        write!(encoder, "{}", self.0)
+    }
+}
 
 /// A decided call.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub(super) struct CallLabels {
-    pub(super) tenant: String,
-    pub(super) agent: String,
-    pub(super) connector: String,
-    pub(super) capability: String,
+    pub(super) tenant: Name<Tenant>,
+    pub(super) agent: Name<AgentName>,
+    pub(super) connector: Name<ConnectorId>,
+    pub(super) capability: Name<CapabilityName>,
     pub(super) decision: &'static str,
 }
 
