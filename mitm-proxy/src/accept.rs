@@ -142,7 +142,7 @@ pub(crate) async fn accept(
                 () = cut.cancelled() => {}
                 ended = proxy.connection(stream, &stop) => {
                     if let Err(dropped) = ended {
-                        proxy.turn_away(dropped).await;
+                        Box::pin(proxy.turn_away(dropped)).await;
                     }
                 }
             }
@@ -226,8 +226,9 @@ impl Proxy {
                 self.http1(stream, connection, stop).await
             }
             Protocol::Tls => {
-                let shaken =
-                    timeout_at(deadline, self.handshake(stream, &workload, destination)).await;
+                // In a box, as what follows: a connection need not keep the room of its handshake.
+                let shaking = Box::pin(self.handshake(stream, &workload, destination));
+                let shaken = timeout_at(deadline, shaking).await;
                 let late = || {
                     (
                         Reason::TlsHandshake,
@@ -241,7 +242,7 @@ impl Proxy {
                 let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
                 let connection = Arc::new(Connection::new(workload, destination, name, true));
                 if h2 {
-                    self.http2(stream, connection, stop).await
+                    Box::pin(self.http2(stream, connection, stop)).await
                 } else {
                     self.http1(stream, connection, stop).await
                 }
@@ -323,17 +324,21 @@ impl Proxy {
         Ok((stream, name))
     }
 
-    async fn http1<IO>(
-        &self,
+    /// Sets up at once and not in its future: what is set up is moved once, into a box, and the connection's task keeps no
+    /// second and third room for it.
+    fn http1<'a, IO>(
+        &'a self,
         io: IO,
         connection: Arc<Connection>,
-        stop: &CancellationToken,
-    ) -> Result<(), Dropped>
+        stop: &'a CancellationToken,
+    ) -> impl Future<Output = Result<(), Dropped>> + Send + use<'a, IO>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let limits = self.settings().limits.clone();
+        let settings = self.settings();
+        let limits = &settings.limits;
         let io = Watched::new(io, Arc::clone(&connection.flaw), limits.head_bytes);
+        let own = Arc::clone(&connection);
         let serving = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
@@ -341,17 +346,19 @@ impl Proxy {
             .max_header_size(limits.head_bytes)
             .serve_connection(
                 TokioIo::new(io),
-                service_fn(|incoming| self.served(Arc::clone(&connection), incoming)),
+                service_fn(move |incoming| self.served(Arc::clone(&own), incoming)),
             );
-        tokio::pin!(serving);
-        let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
-            () = stop.cancelled() => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
-            }
-        };
-        ended.or_else(|error| unreadable(&error, &connection))
+        let mut serving = Box::pin(serving);
+        async move {
+            let ended = tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = stop.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            };
+            ended.or_else(|error| unreadable(&error, &connection))
+        }
     }
 
     async fn http2<IO>(
@@ -392,12 +399,13 @@ impl Proxy {
         incoming: http::Request<Incoming>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + use<> {
         let proxy = self.clone();
-        async move {
+        // In a box: hyper keeps room for this while the connection is open, and moves it twice for each request.
+        Box::pin(async move {
             if let Some(answer) = probe::answer(&connection, &incoming) {
                 return Ok(answer);
             }
             Ok(proxy.answer(&connection, incoming).await)
-        }
+        })
     }
 
     /// Says no to a connection that never became a request: a metric, and a record unless there were too many of its kind.

@@ -29,18 +29,13 @@ pub(crate) async fn map(
         bundle.body_need(agent, request.endpoint(), &request.view(&headers))
     };
     if let BodyNeed::Whole { limit } = need {
-        request
-            .body
-            .read_whole(limit.min(limits.body_bytes), limits.body)
-            .await?;
+        let most = limit.min(limits.body_bytes);
+        Box::pin(request.body.read_whole(most, limits.body)).await?;
     }
     // What a body does to a GET differs between servers, and its length is no longer among the headers: an empty one is read to its end,
     // and the mapping refuses any other.
     if matches!(*request.method(), Method::GET | Method::HEAD) && !request.body.is_end_stream() {
-        request
-            .body
-            .read_whole(limits.body_bytes, limits.body)
-            .await?;
+        Box::pin(request.body.read_whole(limits.body_bytes, limits.body)).await?;
     }
     let headers = request.header_list()?;
     let call = bundle.call(agent, request.endpoint(), &request.view(&headers))?;

@@ -50,6 +50,9 @@ impl Proxy {
     }
 
     /// Serves one request; the only place where a refusal becomes a response, a record and a metric.
+    ///
+    /// What few calls come to (a wait, a read-ahead, a refusal, a new connection) is in boxes of its own, here and in what is
+    /// called: a connection keeps room for the whole of this future, and each request moves it.
     pub(crate) async fn answer(
         &self,
         connection: &Arc<Connection>,
@@ -58,7 +61,7 @@ impl Proxy {
         let notes = Notes::of(&incoming);
         match self.serve(connection, incoming, &notes).await {
             Ok(response) => response,
-            Err(refusal) => self.refuse(connection, &notes, refusal).await,
+            Err(refusal) => Box::pin(self.refuse(connection, &notes, refusal)).await,
         }
     }
 
@@ -105,14 +108,16 @@ impl Proxy {
         request: &mut Request,
         settings: &Settings,
     ) -> Result<Permit, Refusal> {
+        let decision = match decision {
+            Decision::Allow(permit) => return Ok(permit),
+            other => other,
+        };
         let patience = Patience {
             settings,
             meter: self.meter(),
         };
         let again = |held: Held, grant| self.decide(held.into_call(), Some(grant), connection);
-        self.approvals()
-            .settle(decision, request, patience, again)
-            .await
+        Box::pin(self.approvals().settle(decision, request, patience, again)).await
     }
 
     /// Decides under the bundle of this moment, and counts the decision; a released call is decided anew with its grant.

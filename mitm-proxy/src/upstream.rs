@@ -232,7 +232,7 @@ impl Upstream {
             format!("{} has no address.", departure.endpoint),
         );
         for address in addresses.iter() {
-            match self.connect(*address, departure).await {
+            match Box::pin(self.connect(*address, departure)).await {
                 Ok(sender) => {
                     return Ok(self
                         .pool
@@ -255,12 +255,12 @@ impl Upstream {
             }
         }
         let fixed = departure.settings.connect_to.get(departure.endpoint);
-        let entry = resolve(
+        let entry = Box::pin(resolve(
             departure.endpoint,
             fixed.map(String::as_str),
             departure.settings.limits.connect,
             &*self.meter,
-        )
+        ))
         .await?;
         let addresses = Arc::clone(&entry.addresses);
         self.resolved
