@@ -54,6 +54,7 @@ mod facts;
 mod files;
 mod key;
 mod ledger;
+mod line;
 mod log;
 mod proof;
 mod query;

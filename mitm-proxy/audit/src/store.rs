@@ -16,6 +16,7 @@ use crate::checkpoint;
 use crate::draft;
 use crate::error::{AuditError, CommitFailure};
 use crate::key::LogKey;
+use crate::line;
 use crate::queue::{ApprovalWrite, Item, Reply};
 use crate::record::{Kind, MAX_RECORD, Record};
 use crate::tree::{self, Frontier, NO_LEAF};
@@ -152,9 +153,9 @@ impl<'txn> Tables<'txn> {
 
         let index = head.tree.size();
         (record.index, record.prev) = (index, head.last);
-        let (line, start) = self.batch.line();
-        serde_json::to_writer(&mut *line, record).map_err(CommitFailure::Serialise)?;
-        let line = line.get(start..).unwrap_or_default();
+        let (lines, start) = self.batch.line();
+        line::write(record, lines).map_err(CommitFailure::Serialise)?;
+        let line = lines.get(start..).unwrap_or_default();
         let (leaf, length) = (tree::leaf(line), line.len());
         if length > MAX_RECORD {
             self.batch.undo(start);

@@ -91,6 +91,7 @@ fn record_bytes_are_as_documented() {
     ];
     let line = serde_json::to_string(&full()).unwrap();
     assert_eq!(line, expected.concat());
+    assert_eq!(written(&full()), line);
     assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), full());
 }
 
@@ -102,6 +103,34 @@ fn members_that_do_not_apply_are_null_or_left_out() {
         "0".repeat(64)
     );
     assert_eq!(serde_json::to_string(&record).unwrap(), expected);
+    assert_eq!(written(&record), expected);
+}
+
+/// As the writer writes it.
+fn written(record: &Record) -> String {
+    let mut line = b"before".to_vec();
+    crate::line::write(record, &mut line).unwrap();
+    String::from_utf8(line.split_off(6)).unwrap()
+}
+
+#[test]
+fn the_writers_lines_are_what_serde_writes() {
+    // With each member but the first five as it is in a record of another kind.
+    let (full, blank) = (
+        serde_json::to_value(full()).unwrap(),
+        Record::new("acme".parse().unwrap(), Kind::Outcome, at(2)),
+    );
+    let blank = serde_json::to_value(blank).unwrap();
+    for name in full.as_object().unwrap().keys() {
+        let mut record = full.clone();
+        match blank.get(name) {
+            Some(other) => record[name] = other.clone(),
+            None => drop(record.as_object_mut().unwrap().remove(name)),
+        }
+        let record: Record = serde_json::from_value(record).unwrap();
+        let expected = serde_json::to_string(&record).unwrap();
+        assert_eq!(written(&record), expected, "{name}");
+    }
 }
 
 #[test]
