@@ -4,7 +4,7 @@
 
 use http::Method;
 use http_body::Body as _;
-use policies::{BodyNeed, Bundle, Call, Reason};
+use policies::{Bundle, Call, Mapping, Reason};
 
 use crate::accept::Connection;
 use crate::refusal::Refusal;
@@ -24,21 +24,24 @@ pub(crate) async fn map(
             format!("No agent {agent} is configured; ask the operator to add it to agents.d.");
         return Err(Refusal::new(Reason::AgentUnknown, detail));
     }
-    let need = {
-        let headers = request.header_list()?;
-        bundle.body_need(agent, request.endpoint(), &request.view(&headers))
-    };
-    if let BodyNeed::Whole { limit } = need {
-        let most = limit.min(limits.body_bytes);
-        Box::pin(request.body.read_whole(most, limits.body)).await?;
-    }
     // What a body does to a GET differs between servers, and its length is no longer among the headers: an empty one is read to its end,
     // and the mapping refuses any other.
     if matches!(*request.method(), Method::GET | Method::HEAD) && !request.body.is_end_stream() {
         Box::pin(request.body.read_whole(limits.body_bytes, limits.body)).await?;
     }
-    let headers = request.header_list()?;
-    let call = bundle.call(agent, request.endpoint(), &request.view(&headers))?;
+    let mapping = {
+        let headers = request.header_list()?;
+        bundle.map(agent, request.endpoint(), &request.view(&headers))?
+    };
+    let call = match mapping {
+        Mapping::Call(call) => *call,
+        Mapping::NeedsBody { limit } => {
+            let most = limit.min(limits.body_bytes);
+            Box::pin(request.body.read_whole(most, limits.body)).await?;
+            let headers = request.header_list()?;
+            bundle.call(agent, request.endpoint(), &request.view(&headers))?
+        }
+    };
     if call.credential().is_some() && !connection.secure {
         let detail =
             "This connection is not encrypted, and a credential is lent only over TLS; use https.";

@@ -8,7 +8,7 @@ use crate::canonical::Canonical;
 use crate::cedar::{self, Engine, Rule};
 use crate::{
     Agent, AgentId, BodyNeed, Call, Catalogue, Connector, ConnectorId, Diagnostic, Diagnostics,
-    Endpoint, Host, PolicyVersion, Refused, RequestView, Source,
+    Endpoint, Host, Mapping, PolicyVersion, Refused, RequestView, Source,
 };
 
 /// The operator's files. The shipped connectors and policies are part of every bundle and not listed here.
@@ -177,6 +177,20 @@ impl Bundle {
     /// Whether mapping this request needs its body.
     pub fn body_need(&self, agent: &AgentId, at: &Endpoint, head: &RequestView<'_>) -> BodyNeed {
         self.catalogue.body_need(agent, at, head)
+    }
+
+    /// The call that this request is, or that its body must be read first: [`Bundle::body_need`] and [`Bundle::call`] in one
+    /// reading of the head.
+    ///
+    /// # Errors
+    /// As [`Bundle::call`].
+    pub fn map(
+        &self,
+        agent: &AgentId,
+        at: &Endpoint,
+        request: &RequestView<'_>,
+    ) -> Result<Mapping, Refused> {
+        self.catalogue.map(agent, at, request)
     }
 
     /// The call that this request is.

@@ -36,6 +36,18 @@ pub enum BodyNeed {
     },
 }
 
+/// What mapping a request by its head came to.
+#[derive(Debug)]
+pub enum Mapping {
+    /// The call that it is. The body may stream, unless it was read already.
+    Call(Box<Call>),
+    /// The body decides: all of it, of at most this many bytes; a larger one is refused as `body_too_large`.
+    NeedsBody {
+        /// Bytes.
+        limit: usize,
+    },
+}
+
 /// A request that became no call, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {

@@ -6,7 +6,8 @@ use crate::connector::{Capability, Mapped, Request};
 use crate::diagnostic::did_you_mean;
 use crate::{
     Agent, AgentId, Auth, BodyNeed, Call, Connection, Connector, ConnectorId, CredentialId,
-    Diagnostic, Diagnostics, Endpoint, Host, HostPattern, Reason, Refused, RequestView, Strip,
+    Diagnostic, Diagnostics, Endpoint, Host, HostPattern, Mapping, Reason, Refused, RequestView,
+    Strip,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -128,6 +129,24 @@ impl Catalogue {
             .map_or(BodyNeed::None, |limit| BodyNeed::Whole { limit })
     }
 
+    /// The call that this request is; or that its body is needed, where it is not there and some connection's capabilities are told
+    /// apart by it. Refusals as of [`Catalogue::call`], which reads the body that it is given.
+    pub fn map(
+        &self,
+        agent: &AgentId,
+        at: &Endpoint,
+        request: &RequestView<'_>,
+    ) -> Result<Mapping, Refused> {
+        if let Some(call) = self.read(agent, at, request, request.body.is_none())? {
+            return Ok(Mapping::Call(Box::new(call)));
+        }
+        match self.body_need(agent, at, request) {
+            BodyNeed::Whole { limit } => Ok(Mapping::NeedsBody { limit }),
+            // Not to be had: what stopped the reading is a need of the body.
+            BodyNeed::None => Err(unread()),
+        }
+    }
+
     /// The call that this request is.
     ///
     /// Refusals: `host_unknown` where no connection of the agent names the endpoint, `unmapped` where no capability matches or the
@@ -139,6 +158,17 @@ impl Catalogue {
         at: &Endpoint,
         request: &RequestView<'_>,
     ) -> Result<Call, Refused> {
+        self.read(agent, at, request, false)?.ok_or_else(unread)
+    }
+
+    /// The call; `None` where `stop_at_body` is set and the body decides.
+    fn read(
+        &self,
+        agent: &AgentId,
+        at: &Endpoint,
+        request: &RequestView<'_>,
+        stop_at_body: bool,
+    ) -> Result<Option<Call>, Refused> {
         let connections: Vec<&BoundConnection> = self.at(agent, at).collect();
         let Some(bound) = self.agents.get(agent).filter(|_| !connections.is_empty()) else {
             let detail =
@@ -150,11 +180,15 @@ impl Catalogue {
         let mut unmapped: Option<Refused> = None;
         for connection in connections {
             request.refuse_beside(&connection.strip)?;
-            match connection
+            let mapped = connection
                 .connector
-                .map(at, &mut request)
-                .and_then(|mapped| connection.call(&bound.agent, at, mapped))
-            {
+                .map_head(at, &mut request, stop_at_body);
+            let mapped = match mapped {
+                Ok(None) => return Ok(None),
+                Ok(Some(mapped)) => connection.call(&bound.agent, at, mapped),
+                Err(refused) => Err(refused),
+            };
+            match mapped {
                 Ok(_) if found.is_some() => {
                     return Err(Refused::ambiguous(format!(
                         "two connections of {agent} could make this call"
@@ -168,7 +202,9 @@ impl Catalogue {
             }
         }
         let nothing = || Refused::unmapped(format!("no capability at {at} matches this request"));
-        found.ok_or_else(|| unmapped.unwrap_or_else(nothing))
+        found
+            .map(Some)
+            .ok_or_else(|| unmapped.unwrap_or_else(nothing))
     }
 
     fn patterns(&self, agent: &AgentId) -> impl Iterator<Item = &HostPattern> {
@@ -357,6 +393,10 @@ impl BoundConnection {
             template: mapped.template.to_owned(),
         })
     }
+}
+
+fn unread() -> Refused {
+    Refused::ambiguous("the body decides what this request is, and it was not read")
 }
 
 /// The shipped connectors, replaced and joined by the operator's.

@@ -20,7 +20,7 @@ mod reason;
 pub use agent::{Agent, CapabilityPattern, Connection, Stage};
 pub use approval::{Answer, AnswerError, Approval, ApprovalState, Grant, Verdict};
 pub use bundle::{Bundle, Sources};
-pub use call::{Auth, BodyNeed, Call, Refused, RequestView, Risk, Strip, Value};
+pub use call::{Auth, BodyNeed, Call, Mapping, Refused, RequestView, Risk, Strip, Value};
 pub use case::{CaseReport, Mismatch, run_case};
 pub use catalogue::Catalogue;
 pub use cedar::{DeterminingPolicy, Explanation, NeededApproval, Ruling};

@@ -137,7 +137,10 @@ impl Example {
             .endpoint(connector)
             .ok_or((Reason::HostUnknown, "the example's host".to_owned()))?;
         let mut request = Request::head(&view).map_err(refused)?;
-        let mapped = connector.map(&at, &mut request).map_err(refused)?;
+        let mapped = connector
+            .map_head(&at, &mut request, false)
+            .map_err(refused)?;
+        let mapped = mapped.ok_or((Reason::AmbiguousRequest, "the body".to_owned()))?;
         Ok((mapped.capability.id().clone(), mapped.params))
     }
 

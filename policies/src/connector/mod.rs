@@ -170,12 +170,13 @@ impl Connector {
         route::body_limit(&candidates)
     }
 
-    /// What this request is. Reads its body if a candidate needs it.
-    pub(crate) fn map<'c>(
+    /// What this request is. Reads its body if a candidate needs it; `None` instead, where `stop_at_body` is set.
+    pub(crate) fn map_head<'c>(
         &'c self,
         at: &Endpoint,
         request: &mut Request<'c>,
-    ) -> Result<Mapped<'c>, Refused> {
+        stop_at_body: bool,
+    ) -> Result<Option<Mapped<'c>>, Refused> {
         let (candidates, near) =
             self.routes
                 .candidates(&self.capabilities, at, request.method, request.path);
@@ -192,8 +193,11 @@ impl Connector {
         }
         if route::body_limit(&candidates).is_some() && matches!(request.body, request::Body::Unread)
         {
+            if stop_at_body {
+                return Ok(None);
+            }
             request.read_body()?;
         }
-        route::choose(candidates, request)
+        route::choose(candidates, request).map(Some)
     }
 }
