@@ -9,6 +9,7 @@ pub mod escape;
 pub mod instance;
 pub mod leftovers;
 pub mod output;
+pub mod patience;
 pub mod pki;
 pub mod rounds;
 pub mod upstream;

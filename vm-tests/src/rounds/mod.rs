@@ -3,6 +3,8 @@
 //! Invariant: the server outside counts in a network namespace of its own, and is first seen to count somebody ungoverned.
 
 pub mod dial;
+mod links;
+mod other;
 mod world;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use serde::Serialize;
 use crate::instance::{self, Instance};
 use crate::leftovers;
 use dial::{Dialled, Dialler};
+use links::{Builds, Upgrades};
 use world::World;
 
 const AGENT: &str = "acme/rounds";
@@ -24,6 +27,8 @@ const AGENT_FILE: &str =
     "tenant = \"acme\"\nname = \"rounds\"\nowner = \"the rounds\"\nstage = \"write\"\n";
 /// A synthetic address: the agent is led to the proxy.
 const NAME: &str = "198.18.0.77:443";
+/// Two builds of `sluice`, by the names of their files.
+const BUILDS: [&str; 2] = ["sluice-0", "sluice-1"];
 /// How long a daemon may take to be killed in its start, and how long none runs between two.
 const LONGEST: u64 = 300;
 
@@ -53,7 +58,7 @@ enum Act {
     KillProxy,
     /// SIGTERM and a start, as `systemctl restart` does.
     Restart,
-    /// The same with another copy of the program.
+    /// The same, or after a `kill -9`, with the other build, whose kernel side is other programs.
     Upgrade,
 }
 
@@ -80,6 +85,7 @@ struct Report {
     /// Pins that were missing after an act: must be 0.
     pins_lost: u64,
     pins: usize,
+    upgrades: Upgrades,
     agent_outside: Dialled,
     agent_name: Dialled,
     ungoverned: Dialled,
@@ -90,6 +96,9 @@ impl Report {
         self.reached_ungoverned == 0
             && self.reached_by_control > 0
             && self.pins_lost == 0
+            && self.upgrades.replaced == 0
+            && self.upgrades.foreign == 0
+            && (self.upgrades.done > 0 || !self.acts.contains_key(&Act::Upgrade))
             && self.agent_outside.connected == 0
             && self.agent_outside.tried > 0
             && self.agent_name.connected > 0
@@ -113,6 +122,7 @@ pub fn run(rounds: &Rounds) -> Result<bool> {
         ..Report::default()
     };
     let mut instance = set_up()?;
+    instance.use_binary(instance.root().join("bin").join(BUILDS[0]));
     let program = instance.root().join("bin/harness");
     let plain = |to: &str| {
         let mut command = Command::new(&program);
@@ -128,6 +138,7 @@ pub fn run(rounds: &Rounds) -> Result<bool> {
 
     instance.start()?;
     report.reduced = instance.is_reduced();
+    let mut runs = Runs::new(&instance)?;
     let pins = Pins::of(&instance)?;
     report.pins = pins.names.len();
     let agent = |to: &str| {
@@ -149,10 +160,12 @@ pub fn run(rounds: &Rounds) -> Result<bool> {
         perform(
             act,
             &mut instance,
+            &mut runs,
             &mut chance,
             &pins,
             &mut report.pins_lost,
         )
+        .and_then(|()| runs.look(&instance))
         .with_context(|| format!("round {round} of seed {}: {act:?}", rounds.seed))?;
         report.reached_ungoverned = world.reached() - before;
         if rounds.format == "text" && (round + 1) % 25 == 0 {
@@ -171,6 +184,7 @@ pub fn run(rounds: &Rounds) -> Result<bool> {
     report.agent_name = name.stop()?;
     report.ungoverned = ungoverned.stop()?;
     report.reached_ungoverned = world.reached() - before;
+    report.upgrades = runs.upgrades;
     report.seconds = begun.elapsed().as_secs_f64();
     instance.stop()?;
     if rounds.format == "json" {
@@ -187,20 +201,55 @@ fn set_up() -> Result<Instance> {
     instance.configure("agents.d/rounds.toml", AGENT_FILE)?;
     let bin = instance.root().join("bin");
     fs::create_dir_all(&bin)?;
-    for (from, to) in [
-        (std::env::current_exe()?, "harness"),
-        (instance::sluice_binary(), "sluice-0"),
-        (instance::sluice_binary(), "sluice-1"),
-    ] {
-        fs::copy(&from, bin.join(to)).with_context(|| format!("cannot copy {}", from.display()))?;
+    let binary = instance::sluice_binary();
+    for (from, to) in [(&std::env::current_exe()?, "harness"), (&binary, BUILDS[0])] {
+        fs::copy(from, bin.join(to)).with_context(|| format!("cannot copy {}", from.display()))?;
     }
+    let mut program = fs::read(&binary)?;
+    other::make(&mut program).context("making another build")?;
+    let place = bin.join(BUILDS[1]);
+    fs::write(&place, program)?;
+    fs::set_permissions(&place, fs::metadata(&binary)?.permissions())?;
     Ok(instance)
+}
+
+/// Which build runs, and what its upgrades did to the links.
+struct Runs {
+    build: usize,
+    builds: Builds,
+    upgrades: Upgrades,
+}
+
+impl Runs {
+    fn new(instance: &Instance) -> Result<Runs> {
+        let mut runs = Runs {
+            build: 0,
+            builds: Builds::default(),
+            upgrades: Upgrades::default(),
+        };
+        runs.look(instance)?;
+        Ok(runs)
+    }
+
+    /// The links of the daemon that serves now.
+    fn look(&mut self, instance: &Instance) -> Result<()> {
+        let pid = instance.daemon_pid().context("no daemon")?;
+        self.builds.see(pid, self.build, &mut self.upgrades)
+    }
+
+    /// From now on it is the other build.
+    fn upgrade(&mut self, instance: &mut Instance) {
+        self.build = 1 - self.build;
+        let name = BUILDS.get(self.build).copied().unwrap_or(BUILDS[0]);
+        instance.use_binary(instance.root().join("bin").join(name));
+    }
 }
 
 /// One act, from a daemon that serves to a daemon that serves.
 fn perform(
     act: Act,
     instance: &mut Instance,
+    runs: &mut Runs,
     chance: &mut Chance,
     pins: &Pins,
     lost: &mut u64,
@@ -221,9 +270,12 @@ fn perform(
         }
         Act::Restart => instance.stop()?,
         Act::Upgrade => {
-            let other = format!("bin/sluice-{}", chance.below(2));
-            instance.use_binary(instance.root().join(other));
-            instance.stop()?;
+            runs.upgrade(instance);
+            if chance.below(2) == 0 {
+                instance.stop()?;
+            } else {
+                instance.kill()?;
+            }
         }
     }
     *lost += pins.missing();
@@ -289,7 +341,8 @@ fn text(report: &Report) -> String {
          agent to the outside:  {} tried, {} connected; the server outside counted {} (the control: {})\n\
          agent to a name:       {} tried, {} connected, {} refused while no daemon ran, longest {} ms\n\
          ungoverned:            {} tried, {} failed, longest {} ms\n\
-         pins:                  {} of {} lost",
+         pins:                  {} of {} lost\n\
+         upgrades:              {} to the other build, {} links got another program in place, {} were made anew, {} programs of neither build",
         report.rounds,
         report.seconds,
         report.seed,
@@ -308,5 +361,9 @@ fn text(report: &Report) -> String {
         report.ungoverned.longest_ms,
         report.pins_lost,
         report.pins,
+        report.upgrades.done,
+        report.upgrades.updated,
+        report.upgrades.replaced,
+        report.upgrades.foreign,
     )
 }
