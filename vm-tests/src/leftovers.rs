@@ -98,6 +98,13 @@ pub(crate) fn pins_of(root: &Path) -> Option<PathBuf> {
     pins.is_dir().then_some(pins)
 }
 
+/// The cgroup in which an instance's proxy listens; none before its daemon made it.
+pub(crate) fn proxy_cgroup(root: &Path) -> Option<PathBuf> {
+    let runtime = fs::canonicalize(root.join("run")).ok()?;
+    let cgroup = cgroup2()?.join(instance_name(&runtime)).join("proxy");
+    cgroup.is_dir().then_some(cgroup)
+}
+
 /// Kills the daemon of a run that died, if that pid is still a `sluice` of this very directory.
 fn kill_daemon(root: &Path) {
     let Ok(pid) = fs::read_to_string(root.join(DAEMON_PID)) else {

@@ -12,7 +12,7 @@ pub(crate) struct Args {
     /// Short rounds: about three minutes after the build
     #[arg(long)]
     quick: bool,
-    /// Only these measurements: requests, requests-h2, connections, latency, download, upload, events, idle
+    /// Only these measurements: requests, requests-h2, connections, latency, download, upload, events, idle, disable, kernel
     #[arg(long)]
     only: Vec<String>,
     /// Only these systems, and the direct connection: relay, nginx, haproxy, sluice, grouped, large

@@ -3,12 +3,16 @@
 //! Invariant: a round with errors is reported as such; the report names the machine, the build and the method.
 
 mod far;
+mod kernel;
 pub mod load;
 mod peers;
 mod plot;
+pub mod probe;
 pub mod relay;
 mod report;
 mod sluice;
+mod switch;
+mod talk;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -37,10 +41,32 @@ const PLAIN: &str = "bench.example.com";
 /// The same, where upstream speaks HTTP/2.
 const H2: &str = "h2.example.com";
 
-/// Measurements that are not rounds of the load generator, by the name of their member in the JSON: each looks at the running
-/// systems once, after the rounds.
-const FURTHER: &[(&str, Further)] = &[];
-type Further = fn(&Field) -> Result<serde_json::Value>;
+/// Measurements that are not rounds of the load generator, by the name of their member in the JSON. Each has what it needs of its
+/// own, and runs after the rounds, when nothing else does; told whether it is to be quick.
+const FURTHER: &[(&str, Further)] = &[("disable", switch::measure), ("kernel", kernel::measure)];
+type Further = fn(bool) -> Result<Found>;
+
+/// What such a measurement found.
+struct Found {
+    /// For people.
+    text: String,
+    json: serde_json::Value,
+}
+
+/// One measurement by its name.
+#[derive(Clone, Copy, Debug)]
+enum Only {
+    Load(Mode),
+    Further(&'static str),
+}
+
+fn only(name: &str) -> Result<Only, String> {
+    let further = FURTHER.iter().find(|(further, _)| *further == name);
+    match further {
+        Some((further, _)) => Ok(Only::Further(further)),
+        None => <Mode as clap::ValueEnum>::from_str(name, false).map(Only::Load),
+    }
+}
 
 /// How the benchmark is run.
 #[derive(Clone, Debug, clap::Args)]
@@ -49,8 +75,8 @@ pub struct Bench {
     #[arg(long)]
     quick: bool,
     /// Only these measurements
-    #[arg(long, value_enum)]
-    only: Vec<Mode>,
+    #[arg(long, value_parser = only)]
+    only: Vec<Only>,
     /// Only these systems, by the names of the table
     #[arg(long)]
     systems: Vec<String>,
@@ -66,9 +92,37 @@ pub struct Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     let _removed = leftovers::clean();
     let rounds = if bench.quick { 3 } else { 5 };
+    let mut report = Report::new(rounds, bench.quick, false)?;
+    if !modes(bench).is_empty() {
+        compete(bench, rounds, &mut report)?;
+    }
+    let mut words = Vec::new();
+    for (name, further) in further(bench) {
+        let found = further(bench.quick).with_context(|| format!("measuring {name}"))?;
+        report.further.insert(name, found.json);
+        words.push(found.text);
+    }
+    std::fs::write(&bench.out, serde_json::to_string_pretty(&report)?)
+        .with_context(|| format!("cannot write {}", bench.out.display()))?;
+    let plot = bench.out.with_extension("svg");
+    std::fs::write(&plot, plot::svg(&report))
+        .with_context(|| format!("cannot write {}", plot.display()))?;
+    if report.rounds.is_empty() {
+        println!("{}", report.heading());
+    } else {
+        println!("{}", report.table());
+    }
+    for words in words {
+        println!("{words}");
+    }
+    println!("numbers: {}\nplot: {}", bench.out.display(), plot.display());
+    Ok(())
+}
+
+/// The systems beside each other, in rounds.
+fn compete(bench: &Bench, rounds: u32, report: &mut Report) -> Result<()> {
     let field = Field::set(bench)?;
-    let reduced = field.sluices.iter().any(|(_, sluice)| sluice.is_reduced());
-    let mut report = Report::new(rounds, bench.quick, reduced)?;
+    report.reduced = field.sluices.iter().any(|(_, sluice)| sluice.is_reduced());
     for round in 0..rounds {
         for mode in modes(bench) {
             // What was freed is not given back: only the first time shows how much a connection needs.
@@ -84,23 +138,27 @@ pub fn run(bench: &Bench) -> Result<()> {
         }
     }
     report.records = field.records()?;
-    for (name, further) in FURTHER {
-        let found = further(&field).with_context(|| format!("measuring {name}"))?;
-        report.further.insert(name, found);
-    }
-    std::fs::write(&bench.out, serde_json::to_string_pretty(&report)?)
-        .with_context(|| format!("cannot write {}", bench.out.display()))?;
-    let plot = bench.out.with_extension("svg");
-    std::fs::write(&plot, plot::svg(&report))
-        .with_context(|| format!("cannot write {}", plot.display()))?;
-    println!("{}", report.table());
-    println!("numbers: {}\nplot: {}", bench.out.display(), plot.display());
     Ok(())
+}
+
+fn further(bench: &Bench) -> impl Iterator<Item = (&'static str, Further)> {
+    let wanted = move |name| {
+        let named = |only: &Only| matches!(only, Only::Further(further) if *further == name);
+        bench.only.is_empty() || bench.only.iter().any(named)
+    };
+    FURTHER
+        .iter()
+        .copied()
+        .filter(move |(name, _)| wanted(*name))
 }
 
 fn modes(bench: &Bench) -> Vec<Mode> {
     if !bench.only.is_empty() {
-        return bench.only.clone();
+        let load = bench.only.iter().filter_map(|only| match only {
+            Only::Load(mode) => Some(*mode),
+            Only::Further(_) => None,
+        });
+        return load.collect();
     }
     vec![
         Mode::Requests,

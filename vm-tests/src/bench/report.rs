@@ -130,7 +130,7 @@ pub(super) struct Report {
     machine: String,
     build: &'static str,
     method: String,
-    reduced: bool,
+    pub(super) reduced: bool,
     /// Records in each daemon's logs at the end.
     pub(super) records: BTreeMap<&'static str, u64>,
     /// What was measured in other ways.
@@ -242,9 +242,6 @@ impl Report {
             lines.push(line);
         }
         lines.push(format!("audit records at the end: {:?}", self.records));
-        for (name, found) in &self.further {
-            lines.push(format!("{name}: {found}"));
-        }
         let errors: u64 = self.rounds.iter().map(|round| round.measured.errors).sum();
         let first = self.rounds.iter().find_map(|round| {
             let error = round.measured.first_error.as_deref()?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vm_tests::bench::{self, load, relay};
+use vm_tests::bench::{self, load, probe, relay};
 use vm_tests::rounds::{self, dial};
 use vm_tests::{demo, leftovers};
 
@@ -37,6 +37,8 @@ enum Command {
     Dial(dial::Dial),
     /// Generate load, and print what came of it
     Load(load::Load),
+    /// Connect as somebody whose system calls are timed
+    Probe(probe::Probe),
     /// Pass TCP connections on: the least that a proxy can do
     Relay(relay::Relay),
     /// Kill, restart and upgrade a daemon under load
@@ -67,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Demo { venv, keep } => demo::run(&venv, keep),
         Command::Dial(dial) => dial::run(&dial).map(|()| true),
         Command::Load(load) => load::run(&load).map(|()| true),
+        Command::Probe(probe) => probe::run(&probe).map(|()| true),
         Command::Relay(relay) => relay::run(&relay).map(|()| true),
         Command::Rounds(rounds) => rounds::run(&rounds),
     }
