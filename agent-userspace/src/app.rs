@@ -17,7 +17,7 @@ use policies::{AgentId, Diagnostics, PolicyVersion, Reason, WorkloadId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Paths, Snapshot};
-use crate::daemon::protocol::Happening;
+use crate::daemon::protocol::{Happening, Switched};
 use crate::layers::LayerReport;
 
 pub use serve::serve;
@@ -107,6 +107,8 @@ pub enum Command {
         agent: AgentId,
         /// True to switch it off.
         disabled: bool,
+        /// What the kernel side says to it, once it is done.
+        reply: oneshot::Sender<Switched>,
     },
 }
 

@@ -15,7 +15,8 @@ pub use client::{Client, ClientError, Part};
 pub(crate) use peer::PeerRefused;
 pub use protocol::{AuditFilter, ErrorCode, ErrorReply, MAX_REQUEST, Reply, Request, SecretText};
 pub use report::{
-    AgentReport, DoctorReport, FaultsReport, ReloadReport, StatusReport, WorkloadReport,
+    AgentReport, DoctorReport, FaultsReport, ReloadReport, StatusReport, SwitchReport,
+    WorkloadReport,
 };
 pub(crate) use server::serve;
 pub use view::{ApprovalView, AskedBy};

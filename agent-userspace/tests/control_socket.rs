@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 
-use agent_userspace::app::{Command, Event, KernelRefusal};
+use agent_userspace::app::{Event, KernelRefusal};
 use agent_userspace::config::ProcessFacts;
 use policies::WorkloadId;
 use support::daemon::Daemon;
@@ -232,14 +232,16 @@ fn the_kill_switch_reaches_the_kernel_and_survives_a_restart() {
     let instance = Instance::new();
     let mut daemon = Daemon::start(&instance.paths(), ELSEWHERE).unwrap();
     daemon.admit("acme/support", 1).unwrap();
-    assert_eq!(
-        instance.sluice(&["agents", "disable", "acme/support"]).code,
-        0
+    let said = instance.sluice(&["agents", "disable", "acme/support"]);
+    assert_eq!(said.code, 0, "{}", said.all());
+    assert!(
+        said.out
+            .contains("is switched off: 1 workloads, 2 sockets cut"),
+        "{}",
+        said.all()
     );
-    assert!(matches!(
-        daemon.command(),
-        Command::SetDisabled { disabled: true, .. }
-    ));
+    let support: policies::AgentId = "acme/support".parse().unwrap();
+    assert_eq!(daemon.switched(), (support.clone(), true));
     let refused = daemon.admit("acme/support", 2).unwrap_err();
     assert_eq!(refused.reason, policies::Reason::AgentDisabled);
     daemon.stop();
@@ -253,13 +255,7 @@ fn the_kill_switch_reaches_the_kernel_and_survives_a_restart() {
         instance.sluice(&["agents", "enable", "acme/support"]).code,
         0
     );
-    assert!(matches!(
-        daemon.command(),
-        Command::SetDisabled {
-            disabled: false,
-            ..
-        }
-    ));
+    assert_eq!(daemon.switched(), (support, false));
     daemon.admit("acme/support", 4).unwrap();
     assert_eq!(
         instance.sluice(&["agents", "disable", "acme/nobody"]).code,
@@ -267,15 +263,18 @@ fn the_kill_switch_reaches_the_kernel_and_survives_a_restart() {
     );
     daemon.stop();
     let said = instance.sluice(&["audit", "list", "--tenant", "acme", "--format", "json"]);
-    let events: Vec<String> = said
-        .json()
-        .iter()
-        .map(|record| record["event"].as_str().unwrap().to_owned())
-        .collect();
+    // An event's name, or a refusal's.
+    let name = |record: &serde_json::Value| {
+        let named = record["event"].as_str().or(record["reason"].as_str());
+        named.unwrap().to_owned()
+    };
+    let names: Vec<String> = said.json().iter().map(name).collect();
     assert_eq!(
-        events,
+        names,
         [
             "workload_started",
+            "agent_disabled",
+            "agent_disabled",
             "agent_disabled",
             "agent_enabled",
             "workload_started"

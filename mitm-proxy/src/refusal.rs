@@ -172,9 +172,13 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         }
         Reason::AgentDisabled
         | Reason::AgentUnknown
+        | Reason::AlreadyGoverned
         | Reason::ApprovalDenied
         | Reason::ApprovalExpired
         | Reason::ApprovalRequired
+        | Reason::CgroupGone
+        | Reason::CgroupUnfit
+        | Reason::CgroupUnknown
         | Reason::CredentialUnavailable
         | Reason::HostUnknown
         | Reason::KernelRefused
@@ -182,6 +186,7 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::NameRateLimited
         | Reason::NamesExhausted
         | Reason::OriginUnknown
+        | Reason::PeerRefused
         | Reason::PolicyDenied
         | Reason::PolicyError
         | Reason::QueryTypeRefused
@@ -198,11 +203,16 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         Reason::ResponseEncoding | Reason::UpstreamCertificate | Reason::UpstreamUnreachable => {
             StatusCode::BAD_GATEWAY
         }
-        Reason::AuditUnavailable
+        Reason::AdmissionTimeout
+        | Reason::AdmissionUnavailable
+        | Reason::AuditUnavailable
         | Reason::EnforcementBroken
+        | Reason::EnforcementFailed
+        | Reason::LiteralsFull
         | Reason::Overloaded
         | Reason::Panic
-        | Reason::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
+        | Reason::Shutdown
+        | Reason::WorkloadsFull => StatusCode::SERVICE_UNAVAILABLE,
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
     }
 }

@@ -36,8 +36,11 @@ macro_rules! reasons {
 }
 
 reasons! {
+    AdmissionTimeout, "admission_timeout", "The proxy process did not answer in time, so nothing was started.";
+    AdmissionUnavailable, "admission_unavailable", "The daemon cannot admit workloads right now.";
     AgentDisabled, "agent_disabled", "The agent is switched off.";
     AgentUnknown, "agent_unknown", "No agent of this name is configured.";
+    AlreadyGoverned, "already_governed", "The cgroup is a workload already.";
     AmbiguousRequest, "ambiguous_request", "The request can be read in more than one way.";
     ApprovalDenied, "approval_denied", "A person denied this call.";
     ApprovalExpired, "approval_expired", "Nobody approved this call in time.";
@@ -45,11 +48,16 @@ reasons! {
     AuditUnavailable, "audit_unavailable", "The call cannot be recorded, so it is not made.";
     AuthorityMismatch, "authority_mismatch", "The request names another host than the connection does.";
     BodyTooLarge, "body_too_large", "The body is larger than may be read for a decision.";
+    CgroupGone, "cgroup_gone", "The cgroup was gone before it was governed.";
+    CgroupUnfit, "cgroup_unfit", "This cgroup cannot be governed.";
+    CgroupUnknown, "cgroup_unknown", "This is no cgroup of the hierarchy that the daemon uses.";
     ConnectMethod, "connect_method", "CONNECT is not offered.";
     CredentialUnavailable, "credential_unavailable", "The credential of this connection is missing or revoked.";
     EnforcementBroken, "enforcement_broken", "The kernel side is not as it must be and could not be repaired.";
+    EnforcementFailed, "enforcement_failed", "The kernel side could not be made ready for the workload.";
     HostUnknown, "host_unknown", "No connection of the agent names this host.";
     KernelRefused, "kernel_refused", "The kernel refused a connection, a packet or a system call.";
+    LiteralsFull, "literals_full", "Connections name more IP addresses than the kernel side has room for.";
     MalformedRequest, "malformed_request", "The request is not well formed.";
     NameNotAllowed, "name_not_allowed", "No connection of the agent allows this name.";
     NameRateLimited, "name_rate_limited", "The agent asks for names too fast.";
@@ -58,6 +66,7 @@ reasons! {
     OriginUnknown, "origin_unknown", "The connection's workload or destination is not known.";
     Overloaded, "overloaded", "Too many calls are under way.";
     Panic, "panic", "Every agent of this host is stopped.";
+    PeerRefused, "peer_refused", "Only root, outside of every workload, may start workloads.";
     PolicyDenied, "policy_denied", "Policy denies this call.";
     PolicyError, "policy_error", "A policy could not be evaluated, so the call is denied.";
     ProtocolUnsupported, "protocol_unsupported", "This protocol is not supported.";
@@ -74,6 +83,7 @@ reasons! {
     UpstreamCertificate, "upstream_certificate", "The upstream's certificate could not be verified.";
     UpstreamTimeout, "upstream_timeout", "The upstream did not answer in time.";
     UpstreamUnreachable, "upstream_unreachable", "The upstream could not be reached.";
+    WorkloadsFull, "workloads_full", "As many workloads live as the kernel side has room for.";
 }
 
 impl fmt::Display for Reason {

@@ -1,11 +1,14 @@
-//! What the enforcer reports of the host: faults that its watchdog found, a panic, layers that changed.
+//! What the enforcer reports of the host: faults that its watchdog found, a panic, layers that changed, workloads that may not start.
 //! Beside the path: written into the host's log, counted, and shown by `status` and `doctor`.
 //! INVARIANT: a panic cuts every connection before it is written down.
 
-use audit::HostEvent;
+use audit::{HostEvent, Ledger, RefusalFacts};
+use mitm_proxy::Workload;
+use mitm_proxy::meter::Meter as _;
+use policies::AgentId;
 
-use super::state::{Shared, now};
-use crate::daemon::protocol::Happening;
+use super::state::{Shared, facts, now};
+use crate::daemon::protocol::{Happening, Refusal};
 use crate::layers::LayerReport;
 
 /// Acts on it, shows it, records it.
@@ -35,6 +38,11 @@ pub(super) async fn take(shared: &Shared, happening: Happening) {
             };
             shared.record(None, event).await;
         }
+        Happening::Refused {
+            agent,
+            refusal,
+            times,
+        } => refused(shared, agent.as_ref(), None, &refusal, times).await,
         Happening::Panic {
             engaged,
             by,
@@ -53,6 +61,36 @@ pub(super) async fn take(shared: &Shared, happening: Happening) {
                 shared.record(None, event).await;
             }
         }
+    }
+}
+
+/// Counts that a workload may not start, or a bundle does not fit, and writes it down under the same name: in the tenant's
+/// log where an agent of that tenant is configured, else in the host's.
+pub(super) async fn refused(
+    shared: &Shared,
+    agent: Option<&AgentId>,
+    workload: Option<&Workload>,
+    refusal: &Refusal,
+    times: u64,
+) {
+    let bundle = shared.proxy.bundle();
+    // Labels and logs are of what is configured, not of what somebody mistyped.
+    let known = agent.filter(|agent| bundle.agent(agent).is_some());
+    let tenant = known.map(|agent| &agent.tenant);
+    for _ in 0..times {
+        shared.metrics.refused(tenant, known, refusal.reason);
+    }
+    let log = tenant.cloned().unwrap_or_else(Ledger::host_tenant);
+    let mut record = RefusalFacts::new(log, refusal.reason, now());
+    record.agent = agent.cloned();
+    record.workload = workload.map(facts);
+    record.policy_version = Some(bundle.version());
+    record.detail.clone_from(&refusal.detail);
+    if times > 1 {
+        record.detail.push_str(&format!(" ({times} times)"));
+    }
+    if let Err(error) = shared.ledger.refused(record).await {
+        tracing::error!(%error, "a refusal cannot be recorded");
     }
 }
 

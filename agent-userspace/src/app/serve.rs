@@ -19,6 +19,7 @@ use super::state::{Live, Shared, facts, now};
 use super::{AdmitRefused, Command, Event, Ready, StartError, WorkerParts};
 use crate::config::{Paths, Snapshot, public_directory, read_disabled, replace};
 use crate::control::{self, FaultsReport, ReloadReport};
+use crate::daemon::protocol::Refusal;
 use crate::metrics::{self, Metrics};
 
 /// How many listeners of network namespaces may wait to be served.
@@ -163,7 +164,14 @@ async fn follow(
             break false;
         };
         match event {
-            Event::Admit { workload, reply } => drop(reply.send(admit(shared, workload).await)),
+            Event::Admit { workload, reply } => {
+                let admitted = admit(shared, workload.clone()).await;
+                if let Err(AdmitRefused { reason, detail }) = admitted.clone() {
+                    let (agent, refusal) = (&workload.agent, Refusal { reason, detail });
+                    happenings::refused(shared, Some(agent), Some(&workload), &refusal, 1).await;
+                }
+                drop(reply.send(admitted));
+            }
             Event::KernelRefusals(counts) => shared.metrics.kernel_refusals(&counts),
             Event::KernelRefused(refusal) => refusals.record(shared, refusal).await,
             Event::Happened(happening) => happenings::take(shared, happening).await,

@@ -5,19 +5,23 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use audit::{HostEvent, Ledger, WorkloadFacts};
 use mitm_proxy::{Proxy, Workload, Workloads};
 use policies::{AgentId, Timestamp};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use vault::Vault;
 
 use super::Command;
 use crate::config::{Accounts, Config, Paths, write_disabled};
 use crate::control::{FaultsReport, PeerRefused, ReloadReport};
+use crate::daemon::protocol::Switched;
 use crate::layers::LayerReport;
 use crate::metrics::Metrics;
+
+/// How long the enforcer may take to confirm a switch. It is a few milliseconds' work.
+const TIME_TO_SWITCH: Duration = Duration::from_secs(10);
 
 /// The proxy process.
 pub(crate) struct Shared {
@@ -79,12 +83,43 @@ impl Shared {
         identify(&governed, config.control.group.as_deref(), &accounts)
     }
 
-    /// The kill switch: stored first, then in force here, then in the kernel.
+    /// The kill switch: in force here, in the kernel, which confirms it, and stored for the next daemon.
+    ///
+    /// Storing waits for a disk, and an agent that is switched off must not: it is cut meanwhile. A crash before it is stored
+    /// leaves an agent that the next daemon switches on again, and a command that has not said that it is off.
     pub(crate) async fn set_disabled(
         &self,
         agent: &AgentId,
         disabled: bool,
-    ) -> Result<(), SwitchError> {
+    ) -> Result<Switched, SwitchError> {
+        let (reply, confirmed) = oneshot::channel();
+        let command = Command::SetDisabled {
+            agent: agent.clone(),
+            disabled,
+            reply,
+        };
+        if disabled {
+            self.workloads.set_disabled(agent, true);
+            // Whether it was taken, the answer tells.
+            let _ = self.commands.send(command).await;
+            self.store_switch(agent, true)?;
+        } else {
+            self.store_switch(agent, false)?;
+            self.workloads.set_disabled(agent, false);
+            let _ = self.commands.send(command).await;
+        }
+        let switched = match tokio::time::timeout(TIME_TO_SWITCH, confirmed).await {
+            Ok(Ok(switched)) => switched,
+            Ok(Err(_)) => return Err(SwitchError::NoEnforcer),
+            Err(_) => return Err(SwitchError::Late),
+        };
+        match switched.failed.as_slice() {
+            [] => Ok(switched),
+            failed => Err(SwitchError::Kernel(failed.join("; "))),
+        }
+    }
+
+    fn store_switch(&self, agent: &AgentId, disabled: bool) -> Result<(), SwitchError> {
         self.write(|live| {
             let mut wanted = live.disabled.clone();
             let changed = if disabled {
@@ -99,15 +134,7 @@ impl Shared {
             }
             Ok::<_, io::Error>(())
         })?;
-        self.workloads.set_disabled(agent, disabled);
-        let command = Command::SetDisabled {
-            agent: agent.clone(),
-            disabled,
-        };
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| SwitchError::NoEnforcer)
+        Ok(())
     }
 
     /// Counts a peer that was refused on the control socket, and records it: at most once a second, so that
@@ -175,6 +202,15 @@ pub(crate) fn now() -> Timestamp {
 /// Why the kill switch did not take effect everywhere.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SwitchError {
+    /// The kernel side is not as it was asked for.
+    #[error("the agent is switched in the proxy; {0}")]
+    Kernel(String),
+    /// The enforcer did not answer.
+    #[error(
+        "the enforcer did not confirm it within {} s; the agent is switched in the proxy",
+        TIME_TO_SWITCH.as_secs()
+    )]
+    Late,
     /// The enforcer is gone.
     #[error("the enforcer does not listen; the agent is switched in the proxy only")]
     NoEnforcer,

@@ -13,7 +13,7 @@ pub(super) use attach::{Pinned, failed, require_root};
 
 use super::output::Tone;
 use super::{Failure, Global, Output, ask_all};
-use crate::control::{AgentReport, Client, Request};
+use crate::control::{AgentReport, Client, Request, SwitchReport};
 
 /// What to do with agents.
 #[derive(Debug, Subcommand)]
@@ -45,20 +45,26 @@ pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure
 
 fn set(global: &Global, agent: AgentId, disabled: bool) -> Result<ExitCode, Failure> {
     let client = Client::require(&global.paths.control_socket())?;
-    let answer: serde_json::Value = client.ask_one(&Request::AgentsSet {
-        agent: agent.clone(),
-        disabled,
-    })?;
+    let answer: SwitchReport = client.ask_one(&Request::AgentsSet { agent, disabled })?;
     let output = Output::new(global);
-    output.object(&answer, |_| {
-        let (tone, word) = if disabled {
-            (Tone::Bad, "off")
-        } else {
-            (Tone::Good, "on")
-        };
-        format!("{agent} is switched {}", output.tone(tone, word))
-    })?;
+    output.object(&answer, |answer| switched(output, answer))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn switched(output: Output, report: &SwitchReport) -> String {
+    if !report.disabled {
+        let on = output.tone(Tone::Good, "on");
+        return format!("{} is switched {on}", report.agent);
+    }
+    let off = output.tone(Tone::Bad, "off");
+    let still = match report.uncut {
+        0 => "",
+        _ => "; this kernel cuts no sockets, so open ones stand still",
+    };
+    format!(
+        "{} is switched {off}: {} workloads, {} sockets cut{still}",
+        report.agent, report.workloads, report.cut
+    )
 }
 
 fn list(global: &Global) -> Result<ExitCode, Failure> {

@@ -12,7 +12,7 @@ use super::Global;
 use crate::config::{UidRange, read_certificate};
 use crate::daemon::protocol::{FromRun, Refusal, ToRun};
 use crate::daemon::{Channel, ChannelError, connect_to_enforcer};
-use policies::WorkloadId;
+use policies::{Reason, WorkloadId};
 
 /// How long the daemon may take to admit the workload.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ impl Enforcer {
             .send(question, fds)
             .and_then(|()| self.0.receive_within::<ToRun>(PATIENCE));
         let heard = heard.map_err(|error| match error {
-            ChannelError::Late(_) => format!("admission_timeout: the daemon: {error}"),
+            ChannelError::Late(_) => format!("{}: the daemon: {error}", Reason::AdmissionTimeout),
             error => format!("the daemon: {error}"),
         })?;
         match heard {
@@ -90,10 +90,7 @@ impl Enforcer {
                     refusal: Refusal { reason, detail },
                 },
                 _,
-            )) => Err(match reason {
-                Some(reason) => format!("{reason}: {detail}"),
-                None => detail,
-            }),
+            )) => Err(format!("{reason}: {detail}")),
             Some((ToRun::Done {}, _)) | None => Err("the daemon hung up".to_owned()),
         }
     }

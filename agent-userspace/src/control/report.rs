@@ -98,6 +98,21 @@ pub struct AgentReport {
     pub running: Vec<WorkloadReport>,
 }
 
+/// What the kill switch of one agent did.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SwitchReport {
+    /// `tenant/name`.
+    pub agent: AgentId,
+    /// Whether it is off now.
+    pub disabled: bool,
+    /// The workloads of it that were switched in the kernel.
+    pub workloads: usize,
+    /// Open sockets that were cut.
+    pub cut: usize,
+    /// Network namespaces or protocols in which this kernel cuts no sockets: they stand still instead.
+    pub uncut: usize,
+}
+
 /// The enforcement layers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct DoctorReport {

@@ -392,7 +392,7 @@ mod tests {
     fn refusals_keep_their_name() {
         let (ours, theirs) = Channel::pair().unwrap();
         let refusal = Refusal {
-            reason: Some(Reason::AgentUnknown),
+            reason: Reason::AgentUnknown,
             detail: "no agent acme/nobody".to_owned(),
         };
         ours.send(

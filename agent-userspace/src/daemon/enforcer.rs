@@ -27,6 +27,7 @@ use super::protocol::{
 use super::supervise::{News, Worker};
 use crate::config::{Config, Paths, Snapshot};
 use crate::enforce::{EnforceError, Enforcement, Events, Ports, Stopped};
+use switches::Knocks;
 
 /// How long a stopping proxy process may finish what is under way.
 const TIME_TO_DRAIN: Duration = Duration::from_secs(30);
@@ -69,6 +70,7 @@ pub(super) struct Enforcer {
     reloading: BTreeMap<Ticket, Snapshot>,
     /// What the proxy process has yet to write into the host's log.
     happenings: VecDeque<Happening>,
+    knocks: Knocks,
     /// The ports are published, unless there is a panic.
     published: bool,
     /// Every agent is stopped.
@@ -107,6 +109,7 @@ impl Enforcer {
             swept: Vec::new(),
             reloading: BTreeMap::new(),
             happenings: VecDeque::new(),
+            knocks: Knocks::default(),
             published: false,
             panic: false,
             broken: None,
@@ -278,9 +281,11 @@ impl Enforcer {
                 bundle,
                 detail,
             }) => self.reloaded(ticket, bundle, &detail),
-            News::Said(FromWorker::SetDisabled { agent, disabled }) => {
-                self.set_disabled(&agent, disabled)
-            }
+            News::Said(FromWorker::SetDisabled {
+                ticket,
+                agent,
+                disabled,
+            }) => self.switch(ticket, &agent, disabled).await,
             News::Ended(status) => self.worker_ended(&status),
         }
     }
@@ -291,6 +296,7 @@ impl Enforcer {
                 error = in_full(&error),
                 "the kernel side could not take over the bundle"
             );
+            self.refused(None, &admissions::unenforced(&error));
         }
     }
 

@@ -17,7 +17,7 @@ use super::protocol::{
 };
 
 /// A message of each kind that there is; mutations start from these.
-const MESSAGES: [&str; 27] = [
+const MESSAGES: [&str; 29] = [
     r#"{"to_worker":"start","listeners":{"tcp":1,"dns_tcp":1,"dns_udp":1,"proxy_port":1,"resolver_port":2}}"#,
     r#"{"to_worker":"admit","ticket":1,"workload":{"id":7,"agent":"acme/a","pid":null,"exe":null,"cgroup":"/x","way":"run"}}"#,
     r#"{"to_worker":"layers","layers":[{"name":"lsm","state":"absent","leaves_open":["x"]}]}"#,
@@ -32,11 +32,13 @@ const MESSAGES: [&str; 27] = [
     r#"{"from_worker":"admitted","ticket":1,"refused":{"reason":"agent_unknown","detail":"x"}}"#,
     r#"{"from_worker":"admitted","ticket":1,"refused":null}"#,
     r#"{"from_worker":"reloaded","ticket":1,"bundle":null,"detail":"x"}"#,
-    r#"{"from_worker":"set_disabled","agent":"acme/a","disabled":true}"#,
+    r#"{"from_worker":"set_disabled","ticket":1,"agent":"acme/a","disabled":true}"#,
+    r#"{"to_worker":"switched","ticket":1,"switched":{"workloads":1,"sockets":2,"uncut":0,"failed":["x"]}}"#,
+    r#"{"to_worker":"happened","event":{"happening":"refused","agent":"acme/a","refusal":{"reason":"cgroup_unfit","detail":"x"},"times":1}}"#,
     r#"{"to_enforcer":"run","agent":"acme/a","argv0":"x","cwd":"/","isolate":false}"#,
     r#"{"to_enforcer":"attach","agent":"acme/a","cgroup":{"shown":"/x"},"pid":7}"#,
     r#"{"to_enforcer":"started","pid":1}"#,
-    r#"{"to_run":"refused","refusal":{"reason":null,"detail":"x"}}"#,
+    r#"{"to_run":"refused","refusal":{"reason":"cgroup_unfit","detail":"x"}}"#,
     r#"{"from_listener":"failed","detail":"x"}"#,
     r#"{"from_listener":"listening","listening":{"tcp":1,"dns_tcp":0,"dns_udp":0,"proxy_port":1,"resolver_port":2},"cgroup":"/x"}"#,
     r#"{"netns":"host","proxy_port":0,"resolver_port":0}"#,
@@ -227,7 +229,7 @@ proptest! {
 #[test]
 fn the_messages_that_mutations_start_from_are_messages() {
     let file = tempfile::tempfile().unwrap();
-    for text in MESSAGES.iter().take(22) {
+    for text in MESSAGES.iter().take(24) {
         let accepted = (0..8).any(|count| {
             let fds = vec![file.as_fd(); count];
             let packet = text.as_bytes();

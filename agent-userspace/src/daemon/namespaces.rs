@@ -26,8 +26,8 @@ pub(super) struct Namespaces {
 /// One namespace of one workload.
 #[derive(Debug)]
 struct Served {
-    /// Held, so that its inode names no other namespace meanwhile; none where whoever made it holds it.
-    namespace: Option<NetNamespace>,
+    /// Held, so that its inode names no other namespace meanwhile, and listeners can be opened in it again.
+    namespace: NetNamespace,
     sockets: Sockets,
 }
 
@@ -45,8 +45,10 @@ impl Namespaces {
     /// A new namespace with listeners for a workload that is about to start in it.
     pub(super) fn make(&mut self, id: WorkloadId) -> Result<OwnedFd, DaemonError> {
         let (sockets, namespace) = Sockets::open_in_new(&self.proxy_cgroup, self.ports)?;
+        let failed = || DaemonError::io("the new network namespace");
+        let held = namespace.try_clone().and_then(NetNamespace::from_fd);
         let served = Served {
-            namespace: None,
+            namespace: held.map_err(failed())?,
             sockets,
         };
         self.open.entry(id).or_default().push(served);
@@ -60,15 +62,12 @@ impl Namespaces {
         namespace: NetNamespace,
     ) -> Result<(), DaemonError> {
         let mut known = self.open.values().flatten();
-        let same = |served: &Served| served.namespace.as_ref().is_some_and(|n| n.is(&namespace));
+        let same = |served: &Served| served.namespace.is(&namespace);
         if namespace.is(&self.host) || known.any(same) {
             return Ok(());
         }
         let sockets = Sockets::open_in(&self.proxy_cgroup, &namespace, self.ports)?;
-        let served = Served {
-            namespace: Some(namespace),
-            sockets,
-        };
+        let served = Served { namespace, sockets };
         self.open.entry(id).or_default().push(served);
         Ok(())
     }
@@ -80,6 +79,26 @@ impl Namespaces {
         found
             .into_iter()
             .try_for_each(|namespace| self.serve(id, namespace))
+    }
+
+    /// The proxy's cgroup is another one: listeners in it, on these ports, instead of all there are. Where that fails the
+    /// workload has none, and no way out; the others are served.
+    pub(super) fn reopen(&mut self, ports: Ports) -> Vec<(WorkloadId, DaemonError)> {
+        self.ports = ports;
+        let mut failed = Vec::new();
+        for (id, all) in &mut self.open {
+            all.retain_mut(|served| {
+                match Sockets::open_in(&self.proxy_cgroup, &served.namespace, ports) {
+                    Ok(sockets) => served.sockets = sockets,
+                    Err(error) => {
+                        failed.push((*id, error));
+                        return false;
+                    }
+                }
+                true
+            });
+        }
+        failed
     }
 
     /// Closes those of a workload that is gone.

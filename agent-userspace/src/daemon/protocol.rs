@@ -38,7 +38,8 @@ impl Message for ToWorker {
             | ToWorker::Layers { .. }
             | ToWorker::Retire { .. }
             | ToWorker::Started { .. }
-            | ToWorker::Stop {} => exactly(0),
+            | ToWorker::Stop {}
+            | ToWorker::Switched { .. } => exactly(0),
         }
     }
 }
@@ -203,6 +204,13 @@ pub enum ToWorker {
         /// Which.
         id: WorkloadId,
     },
+    /// Answers [`FromWorker::SetDisabled`]: the kernel side is as it was asked for, or `failed` says what is not.
+    Switched {
+        /// Which question.
+        ticket: Ticket,
+        /// What was done.
+        switched: Switched,
+    },
     /// Finish what is under way and exit with 0.
     Stop {},
 }
@@ -239,6 +247,8 @@ pub enum FromWorker {
     },
     /// The kill switch.
     SetDisabled {
+        /// Answered by [`ToWorker::Switched`].
+        ticket: Ticket,
         /// Which agent.
         agent: AgentId,
         /// True to switch it off.
@@ -262,10 +272,24 @@ pub struct BundleFacts {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refusal {
-    /// The refusal's name, where policy refused; none where the daemon itself could not.
-    pub reason: Option<Reason>,
+    /// The refusal's name: in the answer, the record and the metric alike.
+    pub reason: Reason,
     /// For a person.
     pub detail: String,
+}
+
+/// What the kill switch did in the kernel.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Switched {
+    /// The workloads that were switched.
+    pub workloads: usize,
+    /// Open sockets of theirs that were cut.
+    pub sockets: usize,
+    /// Network namespaces or protocols in which this kernel cuts no sockets: they stand still instead.
+    pub uncut: usize,
+    /// What could not be done, for a person; then the proxy process alone refuses.
+    pub failed: Vec<String>,
 }
 
 /// What the enforcer, which has no log of its own, has the proxy process write into the host's.
@@ -291,6 +315,15 @@ pub enum Happening {
         detail: String,
         /// Whether it has yet to be written down.
         record: bool,
+    },
+    /// A workload may not start, or a bundle does not fit, for a reason that the enforcer found.
+    Refused {
+        /// Of which agent; none where it is about the host, or about somebody who was not let speak.
+        agent: Option<AgentId>,
+        /// Why.
+        refusal: Refusal,
+        /// How often, where many alike share one record.
+        times: u64,
     },
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mitm_proxy::Way;
-use policies::{AgentId, WorkloadId};
+use policies::{AgentId, Reason, WorkloadId};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -60,6 +60,8 @@ pub(super) enum Ask {
         /// It is done.
         reply: oneshot::Sender<()>,
     },
+    /// Somebody was refused before the main loop was asked anything.
+    Refused(Refusal),
     /// The first process runs.
     Started {
         /// In which workload.
@@ -117,6 +119,7 @@ async fn converse(peer: Channel, governed: String, asks: mpsc::Sender<Ask>) {
             detail = refusal.detail,
             "a peer of enforcer.sock is refused"
         );
+        let _ = asks.send(Ask::Refused(refusal.clone())).await;
         let _ = peer.send(&ToRun::Refused { refusal }, &[]);
         return;
     }
@@ -131,7 +134,7 @@ async fn converse(peer: Channel, governed: String, asks: mpsc::Sender<Ask>) {
 
 fn refused<T>(detail: String) -> Result<T, Refusal> {
     Err(Refusal {
-        reason: None,
+        reason: Reason::PeerRefused,
         detail,
     })
 }
@@ -202,9 +205,11 @@ async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), Ch
         // The main loop dropped the question: the proxy process went away, or the daemon stops.
         Err(_) => {
             let refusal = Refusal {
-                reason: None,
+                reason: Reason::AdmissionUnavailable,
                 detail: "the daemon cannot admit workloads right now".to_owned(),
             };
+            // Where the main loop is gone, nobody is left to write it down.
+            let _ = asks.send(Ask::Refused(refusal.clone())).await;
             return peer.send(&ToRun::Refused { refusal }, &[]).await;
         }
     };
@@ -372,7 +377,7 @@ mod tests {
             panic!()
         };
         let refusal = Refusal {
-            reason: Some(policies::Reason::AgentUnknown),
+            reason: Reason::AgentUnknown,
             detail: "no".into(),
         };
         reply.send(Err(refusal.clone())).unwrap();

@@ -2,12 +2,13 @@
 //! Everything that touches an agent's byte happens here; `app` is what it does, this file is how it comes to be.
 //! INVARIANT: it serves only as its own uid, without capabilities and confined; when the enforcer is gone, so is it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mitm_proxy::{Listeners, Workload};
 use policies::Diagnostics;
@@ -15,7 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::channel::AsyncChannel;
 use super::protocol::{
-    BundleFacts, FromWorker, Handover, Listening, Refusal, Ticket, ToWorker, WorkloadFacts,
+    BundleFacts, FromWorker, Handover, Listening, Refusal, Switched, Ticket, ToWorker,
+    WorkloadFacts,
 };
 use super::{Channel, ChannelError, DaemonError, listeners, privileges};
 use crate::app::{self, Command, Event, KernelRefusal, Prepared, Ready, WorkerParts};
@@ -174,8 +176,13 @@ impl Worker {
         );
         let (events, incoming) = mpsc::channel(QUEUE);
         let (commands, outgoing) = mpsc::channel(QUEUE);
-        tokio::spawn(carry_events(Arc::clone(&channel), events));
-        let saying = tokio::spawn(carry_commands(Arc::clone(&channel), outgoing));
+        let switching = Arc::new(Switching::default());
+        tokio::spawn(carry_events(
+            Arc::clone(&channel),
+            events,
+            Arc::clone(&switching),
+        ));
+        let saying = tokio::spawn(carry_commands(Arc::clone(&channel), outgoing, switching));
         let parts = WorkerParts {
             prepared,
             paths: paths.clone(),
@@ -202,10 +209,42 @@ impl Worker {
     }
 }
 
+/// Who waits for the enforcer's word that a switch is in force.
+#[derive(Default)]
+struct Switching(Mutex<(u64, BTreeMap<Ticket, oneshot::Sender<Switched>>)>);
+
+impl Switching {
+    fn ask(&self, reply: oneshot::Sender<Switched>) -> Ticket {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.0 = waiting.0.wrapping_add(1);
+        let ticket = Ticket(waiting.0);
+        waiting.1.insert(ticket, reply);
+        // Whoever waited too long is gone.
+        waiting.1.retain(|_, reply| !reply.is_closed());
+        ticket
+    }
+
+    fn answer(&self, ticket: Ticket, switched: Switched) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.1.remove(&ticket) {
+            Some(reply) => drop(reply.send(switched)),
+            None => tracing::warn!(?ticket, "the enforcer answers what nobody asked"),
+        }
+    }
+}
+
 /// From the enforcer to the app. When the enforcer hangs up, the sender is dropped and the app ends.
-async fn carry_events(channel: Arc<AsyncChannel>, events: mpsc::Sender<Event>) {
+async fn carry_events(
+    channel: Arc<AsyncChannel>,
+    events: mpsc::Sender<Event>,
+    switching: Arc<Switching>,
+) {
     loop {
         let event = match channel.receive::<ToWorker>().await {
+            Ok(Some((ToWorker::Switched { ticket, switched }, _))) => {
+                switching.answer(ticket, switched);
+                continue;
+            }
             Ok(Some((message, fds))) => match into_event(message, fds, &channel) {
                 Ok(event) => event,
                 Err(error) => {
@@ -263,6 +302,9 @@ fn into_event(
         ToWorker::Retire { id } => Event::Retire(id),
         ToWorker::Stop {} => Event::Stop,
         ToWorker::Start { .. } => return Err(DaemonError::Worker("started twice".to_owned())),
+        ToWorker::Switched { .. } => {
+            return Err(DaemonError::Worker("an answer is no event".to_owned()));
+        }
     })
 }
 
@@ -285,7 +327,7 @@ fn answer<T: Send + 'static>(
 
 fn admission(ticket: Ticket, admitted: Result<(), app::AdmitRefused>) -> FromWorker {
     let refused = admitted.err().map(|refused| Refusal {
-        reason: Some(refused.reason),
+        reason: refused.reason,
         detail: refused.detail,
     });
     FromWorker::Admitted { ticket, refused }
@@ -311,13 +353,25 @@ fn reloaded(ticket: Ticket, loaded: Result<Ready, Diagnostics>) -> FromWorker {
 }
 
 /// From the app to the enforcer.
-async fn carry_commands(channel: Arc<AsyncChannel>, mut commands: mpsc::Receiver<Command>) {
+async fn carry_commands(
+    channel: Arc<AsyncChannel>,
+    mut commands: mpsc::Receiver<Command>,
+    switching: Arc<Switching>,
+) {
     while let Some(command) = commands.recv().await {
         let message = match command {
             Command::Ready(ready) => FromWorker::Ready {
                 bundle: ready.into(),
             },
-            Command::SetDisabled { agent, disabled } => FromWorker::SetDisabled { agent, disabled },
+            Command::SetDisabled {
+                agent,
+                disabled,
+                reply,
+            } => FromWorker::SetDisabled {
+                ticket: switching.ask(reply),
+                agent,
+                disabled,
+            },
         };
         if let Err(error) = channel.send(&message, &[]).await {
             return tracing::error!(%error, "the enforcer cannot be told");

@@ -36,7 +36,12 @@ pub(super) fn cut(directories: &[PathBuf]) -> io::Result<Cut> {
     let mut cgroups = BTreeSet::new();
     let mut spaces = BTreeMap::new();
     for directory in directories {
-        for each in subtree(directory)? {
+        let found = match subtree(directory) {
+            // It is gone, and its processes with it; the others are cut all the same.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            found => found?,
+        };
+        for each in found {
             if let Ok(id) = super::cgroup::id(&each) {
                 cgroups.insert(id);
             }

@@ -96,15 +96,20 @@ impl Enforcement {
             .collect()
     }
 
-    /// Cuts the sockets of one workload.
-    pub fn cut(&self, id: WorkloadId) -> Result<Cut, EnforceError> {
-        let mut found = self.workloads_found()?.into_iter();
-        let path = found
-            .find(|found| found.id == id)
-            .ok_or(EnforceError::WorkloadUnknown(id))?
-            .path;
-        cut::cut(std::slice::from_ref(&path))
-            .map_err(EnforceError::io("cutting the sockets of", path))
+    /// Cuts the sockets of these workloads. One that is gone has none.
+    pub fn cut(&self, ids: &[WorkloadId]) -> Result<Cut, EnforceError> {
+        let found = self.workloads_found()?.into_iter();
+        let paths: Vec<PathBuf> = found
+            .filter(|found| ids.contains(&found.id))
+            .map(|found| found.path)
+            .collect();
+        if paths.is_empty() {
+            return Ok(Cut::default());
+        }
+        cut::cut(&paths).map_err(EnforceError::io(
+            "cutting the sockets of workloads below",
+            self.tree.agents(),
+        ))
     }
 
     /// Cuts the sockets of every workload.

@@ -189,7 +189,7 @@ fn cutting_ends_the_sockets_of_one_workload_in_every_network_namespace() {
     let (kept, _, _) = other.connect("198.18.0.1:443").unwrap();
     let (kept_stream, _) = host.accept();
 
-    let cut = host.enforcement().cut(id).unwrap();
+    let cut = host.enforcement().cut(&[id]).unwrap();
     if cut.refused > 0 {
         // A kernel without sock_diag's destroy (its module is not there): the programs alone stop them.
         return assert_eq!(cut.sockets, 0);
@@ -207,7 +207,7 @@ fn cutting_ends_the_sockets_of_one_workload_in_every_network_namespace() {
         Ok(vec!["still".to_owned()])
     );
 
-    let cut = host.enforcement().cut(apart_id).unwrap();
+    let cut = host.enforcement().cut(&[apart_id]).unwrap();
     assert!(cut.sockets >= 1 && cut.refused == 0, "{cut:?}");
     assert!(apart.ask(&format!("read {inside}")).is_err());
     // A workload that is cut and not switched off may connect again.
@@ -270,7 +270,7 @@ fn a_workload_elsewhere_is_watched_and_cut_like_any_other() {
     let (open, _, _) = workload.connect("198.18.0.1:443").unwrap();
     let (_stream, origin) = host.accept();
     assert_eq!(origin.unwrap().workload, id);
-    if host.enforcement().cut(id).unwrap().refused == 0 {
+    if host.enforcement().cut(&[id]).unwrap().refused == 0 {
         assert!(workload.ask(&format!("read {open}")).is_err());
     }
     // Its cgroup is gone: that is no fault, and `sweep` tells it.

@@ -20,6 +20,7 @@ pub(crate) const NAME: &str = "198.18.0.9:443";
 
 pub(crate) struct Daemon {
     dir: tempfile::TempDir,
+    metrics: SocketAddr,
     child: Option<Child>,
 }
 
@@ -33,14 +34,22 @@ impl Daemon {
         fs::create_dir_all(dir.path().join("config/agents.d")).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join("config").join(name), text);
-        write("config.toml", "[proxy]\nuser = \"nobody\"\n").unwrap();
+        // Free at this moment, and nobody else's soon: the kernel gives out ports in turn.
+        let free = |listener: TcpListener| listener.local_addr();
+        let metrics = TcpListener::bind("127.0.0.1:0").and_then(free).unwrap();
+        let config = format!("[proxy]\nuser = \"nobody\"\n\n[metrics]\nlisten = \"{metrics}\"\n");
+        write("config.toml", &config).unwrap();
         for (tenant, agent) in [("acme", "support"), ("globex", "billing")] {
             let text = format!(
                 "tenant = \"{tenant}\"\nname = \"{agent}\"\nowner = \"olga\"\nstage = \"write\"\n"
             );
             write(&format!("agents.d/{agent}.toml"), &text).unwrap();
         }
-        let mut daemon = Daemon { dir, child: None };
+        let mut daemon = Daemon {
+            dir,
+            metrics,
+            child: None,
+        };
         daemon.restart();
         daemon
     }
@@ -108,6 +117,34 @@ impl Daemon {
     /// An agent that does what it is told.
     pub(crate) fn agent(&self, agent: &str) -> Puppet {
         Puppet::through(self.sluice(&["run", "--agent", agent, "--user", "root", "--"]))
+    }
+
+    /// The same, in a network namespace of its own.
+    pub(crate) fn isolated(&self, agent: &str) -> Puppet {
+        let run = ["run", "--agent", agent, "--isolate", "--user", "root", "--"];
+        Puppet::through(self.sluice(&run))
+    }
+
+    /// The text of `/metrics`.
+    pub(crate) fn metrics(&self) -> String {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(self.metrics).unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// Where the cgroup hierarchy of the daemon is mounted.
+    pub(crate) fn hierarchy(&self) -> PathBuf {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let point = mounts.lines().find_map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            (words[2] == "cgroup2").then(|| words[1].to_owned())
+        });
+        point.unwrap().into()
     }
 
     /// The host's own log, one line per record.

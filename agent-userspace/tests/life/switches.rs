@@ -1,7 +1,9 @@
 //! The kill switch of one agent and the big one of all, as a person pulls them.
 
 use std::io::Read as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
 
 use crate::daemon::{Daemon, NAME};
 use crate::host::EPERM;
@@ -38,10 +40,30 @@ fn a_disabled_agent_is_cut_off_and_others_are_not() {
     other.ask(&format!("send {kept} x")).unwrap();
     other.connect(NAME).unwrap();
     daemon.told(&["agents", "enable", "acme/support"]);
-    let deadline = Instant::now() + std::time::Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(5);
     while agent.connect(NAME).is_err() {
         assert!(Instant::now() < deadline, "it is not switched on again");
     }
+}
+
+#[test]
+fn a_switch_is_confirmed_only_when_the_kernel_side_has_switched() {
+    let daemon = Daemon::start();
+    let mut agent = daemon.agent("acme/support");
+    kill_process(daemon.enforcer(), Signal::STOP).unwrap();
+    let mut command = daemon
+        .sluice(&["agents", "disable", "acme/support"])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    let early = command.try_wait().unwrap();
+    // The control: nobody has switched the kernel side yet.
+    let connected = agent.connect(NAME);
+    kill_process(daemon.enforcer(), Signal::CONT).unwrap();
+    assert!(early.is_none(), "{early:?}");
+    connected.unwrap();
+    assert!(command.wait().unwrap().success());
+    assert_eq!(agent.connect(NAME), Err(EPERM));
 }
 
 #[test]

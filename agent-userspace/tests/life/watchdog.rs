@@ -126,6 +126,32 @@ fn what_cannot_be_put_back_ends_the_workloads_and_nothing_starts() {
     });
 }
 
+#[test]
+fn an_isolated_workload_gets_its_listeners_back_when_the_proxys_cgroup_was_made_anew() {
+    let mut daemon = Daemon::start();
+    let mut isolated = daemon.isolated("acme/support");
+    // The control: it reaches the proxy inside its own network namespace.
+    isolated.connect(NAME).unwrap();
+    let agents = workload_of(&daemon);
+    let proxy = agents.ancestors().nth(2).unwrap().join("proxy");
+    let id =
+        |path: &Path| fs::metadata(path).map(|found| std::os::unix::fs::MetadataExt::ino(&found));
+    let before = id(&proxy).unwrap();
+    fs::remove_dir(&proxy).unwrap();
+    daemon.eventually("the cgroup is made anew", |_| {
+        id(&proxy).is_ok_and(|now| now != before)
+    });
+    daemon.eventually("the proxy process serves again", |daemon| {
+        daemon.ask(&["status"]).status.success()
+    });
+    daemon.eventually("it reaches the proxy again", |_| {
+        isolated.connect(NAME).is_ok()
+    });
+    // Somebody who shares the host's network does, too, and a new one in a namespace of its own.
+    daemon.agent("globex/billing").connect(NAME).unwrap();
+    daemon.isolated("globex/billing").connect(NAME).unwrap();
+}
+
 /// The cgroup of the only workload.
 fn workload_of(daemon: &Daemon) -> std::path::PathBuf {
     let status = daemon.told(&["status", "--format", "json"]);
@@ -134,13 +160,5 @@ fn workload_of(daemon: &Daemon) -> std::path::PathBuf {
         .as_str()
         .unwrap()
         .to_owned();
-    let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    let point = mounts
-        .lines()
-        .find_map(|line| {
-            let words: Vec<&str> = line.split(' ').collect();
-            (words[2] == "cgroup2").then(|| words[1].to_owned())
-        })
-        .unwrap();
-    Path::new(&point).join(cgroup.trim_start_matches('/'))
+    daemon.hierarchy().join(cgroup.trim_start_matches('/'))
 }

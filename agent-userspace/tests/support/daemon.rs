@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agent_userspace::app::{Command, Event, Ready, StartError, WorkerParts, prepare, serve};
 use agent_userspace::config::{Paths, Snapshot};
+use agent_userspace::daemon::protocol::Switched;
 use agent_userspace::layers::{LayerReport, LayerState};
 use mitm_proxy::{Listeners, Origin, Origins, Workload};
 use policies::{AgentId, WorkloadId};
@@ -21,8 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 pub struct Daemon {
     /// To it, as the enforcer.
     pub events: mpsc::Sender<Event>,
-    /// From it.
-    pub commands: mpsc::Receiver<Command>,
+    /// Which switches it asked the enforcer for; each was confirmed.
+    switched: std::sync::mpsc::Receiver<(AgentId, bool)>,
     /// What it said when it was ready.
     pub ready: Ready,
     thread: Option<JoinHandle<Result<(), StartError>>>,
@@ -100,7 +101,7 @@ impl Daemon {
         match commands.blocking_recv() {
             Some(Command::Ready(ready)) => Ok(Daemon {
                 events,
-                commands,
+                switched: confirm(commands),
                 ready,
                 thread: Some(thread),
             }),
@@ -141,16 +142,9 @@ impl Daemon {
         answer.blocking_recv().unwrap()
     }
 
-    /// The next command to the enforcer.
-    pub fn command(&mut self) -> Command {
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
-        loop {
-            if let Ok(command) = self.commands.try_recv() {
-                return command;
-            }
-            assert!(std::time::Instant::now() < deadline, "no command came");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    /// The next switch that the enforcer was asked for.
+    pub fn switched(&mut self) -> (AgentId, bool) {
+        self.switched.recv_timeout(Duration::from_secs(5)).unwrap()
     }
 
     /// Stops it in good order.
@@ -158,6 +152,30 @@ impl Daemon {
         self.events.blocking_send(Event::Stop).unwrap();
         self.thread.take().unwrap().join().unwrap().unwrap();
     }
+}
+
+/// Answers like an enforcer whose kernel side does what it is asked for.
+fn confirm(mut commands: mpsc::Receiver<Command>) -> std::sync::mpsc::Receiver<(AgentId, bool)> {
+    let (told, switched) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        while let Some(command) = commands.blocking_recv() {
+            if let Command::SetDisabled {
+                agent,
+                disabled,
+                reply,
+            } = command
+            {
+                let done = Switched {
+                    workloads: 1,
+                    sockets: 2,
+                    ..Switched::default()
+                };
+                let _ = told.send((agent, disabled));
+                let _ = reply.send(done);
+            }
+        }
+    });
+    switched
 }
 
 impl Drop for Daemon {

@@ -1,18 +1,19 @@
 //! Status, doctor, the agents and their kill switch, the tenants' certificates.
 //! Answers of the running daemon about itself.
-//! INVARIANT: the kill switch is stored before it is confirmed, and recorded with the name of who pulled it.
+//! INVARIANT: the kill switch is stored, and in force in the kernel, before it is confirmed; recorded with the name of who pulled it.
 
 use std::sync::Arc;
 
 use audit::HostEvent;
 use mitm_proxy::Workload;
 use policies::{Agent, AgentId, Tenant};
-use serde_json::json;
 
 use crate::app::Shared;
 use crate::control::peer::Peer;
 use crate::control::protocol::{ErrorCode, ErrorReply};
-use crate::control::report::{AgentReport, DoctorReport, StatusReport, WorkloadReport};
+use crate::control::report::{
+    AgentReport, DoctorReport, StatusReport, SwitchReport, WorkloadReport,
+};
 use crate::control::server::Replies;
 
 pub(super) async fn status(shared: &Arc<Shared>, replies: &mut Replies) -> Result<(), ErrorReply> {
@@ -184,10 +185,16 @@ pub(super) async fn set(
         }
     };
     shared.record(Some(&agent.tenant), event).await;
-    switched.map_err(|error| ErrorReply::new(ErrorCode::NoEnforcer, error.to_string()))?;
-    replies
-        .item(&json!({ "agent": agent, "disabled": disabled }))
-        .await
+    let switched =
+        switched.map_err(|error| ErrorReply::new(ErrorCode::NoEnforcer, error.to_string()))?;
+    let report = SwitchReport {
+        agent: agent.clone(),
+        disabled,
+        workloads: switched.workloads,
+        cut: switched.sockets,
+        uncut: switched.uncut,
+    };
+    replies.item(&report).await
 }
 
 pub(super) async fn root_certificate(

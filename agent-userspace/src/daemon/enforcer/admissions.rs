@@ -67,15 +67,18 @@ impl Enforcer {
                 workload = waiting.workload.0,
                 "the proxy process does not answer; the workload is refused"
             );
+            let agent = self.book.facts(waiting.workload);
+            let agent = agent.map(|facts| facts.agent.clone());
             self.book.leave(waiting.workload);
-            let detail = format!(
-                "admission_timeout: the proxy process did not answer within {} s",
-                TIME_TO_ADMIT.as_secs()
-            );
-            drop(waiting.reply.send(Err(Refusal {
-                reason: None,
-                detail,
-            })));
+            let refusal = Refusal {
+                reason: Reason::AdmissionTimeout,
+                detail: format!(
+                    "the proxy process did not answer within {} s",
+                    TIME_TO_ADMIT.as_secs()
+                ),
+            };
+            self.refused(agent, &refusal);
+            drop(waiting.reply.send(Err(refusal)));
         }
     }
 
@@ -110,10 +113,10 @@ impl Enforcer {
                 reply,
             } => {
                 tracing::info!(%agent, ?cgroup, "governance of a cgroup is asked for");
-                match self.attach(agent, &cgroup, pid, netns) {
+                match self.attach(agent.clone(), &cgroup, pid, netns) {
                     Ok(Attach::New(made)) => self.admit(made, reply).await,
                     Ok(Attach::Known(admission)) => drop(reply.send(Ok(admission))),
-                    Err(refusal) => drop(reply.send(Err(refusal))),
+                    Err(refusal) => self.refuse(agent, refusal, reply).await,
                 }
             }
             Ask::IsGoverned { cgroup, reply } => drop(reply.send(self.book.governs(&cgroup))),
@@ -125,9 +128,9 @@ impl Enforcer {
                 reply,
             } => {
                 tracing::info!(%agent, argv0, cwd = %cwd.display(), way = way.as_str(), "a workload is asked for");
-                match self.make(agent, way) {
+                match self.make(agent.clone(), way) {
                     Ok(made) => self.admit(made, reply).await,
-                    Err(refusal) => drop(reply.send(Err(refusal))),
+                    Err(refusal) => self.refuse(agent, refusal, reply).await,
                 }
             }
             Ask::Panic { reply } => {
@@ -136,9 +139,22 @@ impl Enforcer {
                 // Whoever asked may be gone; it is done all the same.
                 let _ = reply.send(());
             }
+            Ask::Refused(refusal) => self.refused_unheard(&refusal).await,
             Ask::Started { workload, pid } => self.started(workload, pid).await,
             Ask::Ended(workload) => self.book.leave(workload),
         }
+    }
+
+    /// Says no, and has it written down and counted.
+    async fn refuse(
+        &mut self,
+        agent: AgentId,
+        refusal: Refusal,
+        reply: oneshot::Sender<Result<Admission, Refusal>>,
+    ) {
+        self.refused(Some(agent), &refusal);
+        drop(reply.send(Err(refusal)));
+        self.tell_happenings().await;
     }
 
     /// Makes the cgroup, and a network namespace with listeners in it where one is wanted.
@@ -147,7 +163,7 @@ impl Enforcer {
         let admitted = self
             .enforcement
             .admit(&agent)
-            .map_err(|error| ours(&error))?;
+            .map_err(|error| unenforced(&error))?;
         let facts = WorkloadFacts {
             id: admitted.id,
             agent,
@@ -178,14 +194,14 @@ impl Enforcer {
     pub(super) fn refuse_by_host(&self) -> Result<(), Refusal> {
         if self.panic {
             return Err(Refusal {
-                reason: Some(Reason::Panic),
+                reason: Reason::Panic,
                 detail: "every agent is stopped; `sluice panic --lift` ends it".to_owned(),
             });
         }
         match &self.broken {
             None => Ok(()),
             Some(why) => Err(Refusal {
-                reason: Some(Reason::EnforcementBroken),
+                reason: Reason::EnforcementBroken,
                 detail: format!("the kernel side could not be put back: {why}"),
             }),
         }
@@ -234,6 +250,7 @@ impl Enforcer {
         let elsewhere = matches!(waiting.place, Waits::Elsewhere(_));
         let answer = match refused {
             None => self.settle(id, waiting.place, waiting.netns).await,
+            // It has written that down itself.
             Some(refusal) => Err(refusal),
         };
         let refused = answer.is_err();
@@ -256,7 +273,13 @@ impl Enforcer {
         match place {
             Waits::Made(cgroup) => self.admission(id, cgroup, netns),
             Waits::Elsewhere(path) => {
-                let cgroup = self.govern(id, &path, netns)?;
+                let agent = self.book.facts(id).map(|facts| facts.agent.clone());
+                let governed = self.govern(id, &path, netns);
+                if let Err(refusal) = &governed {
+                    self.refused(agent, refusal);
+                    self.tell_happenings().await;
+                }
+                let cgroup = governed?;
                 if let Some(worker) = &self.worker {
                     self.namespaces.tell_of(id, worker).await;
                 }
@@ -272,7 +295,7 @@ impl Enforcer {
         netns: Option<OwnedFd>,
     ) -> Result<Admission, Refusal> {
         let facts = self.book.facts(id).ok_or_else(|| Refusal {
-            reason: None,
+            reason: Reason::CgroupGone,
             detail: "the workload is gone".to_owned(),
         })?;
         let message = ToRun::Admitted {
@@ -321,11 +344,44 @@ pub(super) fn first_process(cgroup: &Path) -> (Option<u32>, Option<String>) {
     (pid, pid.and_then(executed))
 }
 
-/// A refusal that no policy made.
+/// A refusal because something of the host failed.
 pub(super) fn ours(error: &dyn std::error::Error) -> Refusal {
     Refusal {
-        reason: None,
+        reason: Reason::EnforcementFailed,
         detail: in_full(error),
+    }
+}
+
+/// A refusal by the kernel side, under its own name where it has one.
+pub(super) fn unenforced(error: &EnforceError) -> Refusal {
+    let reason = reason(error);
+    let detail = in_full(error);
+    // Some of them begin with their name already.
+    let named = detail.strip_prefix(reason.as_str());
+    let detail = named
+        .and_then(|rest| rest.strip_prefix(": "))
+        .unwrap_or(&detail)
+        .to_owned();
+    Refusal { reason, detail }
+}
+
+/// The name of a refusal by the kernel side.
+pub(super) fn reason(error: &EnforceError) -> Reason {
+    match error {
+        EnforceError::CgroupUnfit { .. } => Reason::CgroupUnfit,
+        EnforceError::LiteralsFull => Reason::LiteralsFull,
+        EnforceError::WorkloadUnknown(_) => Reason::CgroupGone,
+        EnforceError::WorkloadsFull => Reason::WorkloadsFull,
+        EnforceError::Attach { .. }
+        | EnforceError::Bpf { .. }
+        | EnforceError::CgroupMissing
+        | EnforceError::InUse(_)
+        | EnforceError::Io { .. }
+        | EnforceError::Load { .. }
+        | EnforceError::Map { .. }
+        | EnforceError::OtherVersion { .. }
+        | EnforceError::PinForeign { .. }
+        | EnforceError::WorkloadAlive(_) => Reason::EnforcementFailed,
     }
 }
 

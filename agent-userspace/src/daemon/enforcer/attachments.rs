@@ -8,10 +8,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use mitm_proxy::Way;
-use policies::{AgentId, WorkloadId};
+use policies::{AgentId, Reason, WorkloadId};
 
 use super::Enforcer;
-use super::admissions::{Made, executed, first_process, ours};
+use super::admissions::{Made, executed, first_process, ours, unenforced};
 use crate::daemon::admission::Waits;
 use crate::daemon::error::in_full;
 use crate::daemon::protocol::{CgroupRef, Refusal, ToWorker, WorkloadFacts};
@@ -44,17 +44,18 @@ impl Enforcer {
         let path = named.and_then(|path| fs::canonicalize(path).ok());
         let found = path.and_then(|path| Some((self.enforcement.shown(&path)?, path)));
         let Some((shown, path)) = found else {
-            return refused(format!(
-                "cgroup_unknown: {} is not a directory of the cgroup v2 hierarchy that the daemon uses",
+            let detail = format!(
+                "{} is not a directory of the cgroup v2 hierarchy that the daemon uses",
                 show(cgroup)
-            ));
+            );
+            return refused(Reason::CgroupUnknown, detail);
         };
         // One that was removed and made anew in the meantime is another.
         self.sweep_later();
         let workloads = self
             .enforcement
             .workloads_found()
-            .map_err(|error| ours(&error))?;
+            .map_err(|error| unenforced(&error))?;
         if let Some(known) = workloads.into_iter().find(|found| found.path == path) {
             return self.known(known, &agent).map(Attach::Known);
         }
@@ -72,9 +73,8 @@ impl Enforcer {
             way: Way::Attached,
         };
         if self.book.facts(facts.id).is_some() {
-            return refused(
-                "already_governed: somebody is attaching this cgroup at this moment".to_owned(),
-            );
+            let detail = "somebody is attaching this cgroup at this moment".to_owned();
+            return refused(Reason::AlreadyGoverned, detail);
         }
         self.book.enter(facts.clone(), false);
         Ok(Attach::New(Made {
@@ -87,10 +87,11 @@ impl Enforcer {
     /// Asked for twice, as a unit does that is started again in the same cgroup.
     fn known(&self, found: Found, agent: &AgentId) -> Result<Admission, Refusal> {
         if found.name.agent != *agent || !found.outside {
-            return refused(format!(
-                "already_governed: {} is a workload of {}",
+            let detail = format!(
+                "{} is a workload of {}",
                 found.in_hierarchy, found.name.agent
-            ));
+            );
+            return refused(Reason::AlreadyGoverned, detail);
         }
         let cgroup = fs::File::open(&found.path).map_err(|error| ours(&error))?;
         self.admission(found.id, cgroup.into(), None)
@@ -105,21 +106,17 @@ impl Enforcer {
     ) -> Result<OwnedFd, Refusal> {
         let agent = self.book.facts(id).map(|facts| facts.agent.clone());
         let Some(agent) = agent else {
-            return refused("the workload is gone".to_owned());
+            return refused(Reason::CgroupGone, "the workload is gone".to_owned());
         };
         let governed = self
             .enforcement
             .govern(&agent, path)
-            .map_err(|error| Refusal {
-                reason: None,
-                detail: format!("cgroup_unfit: {}", in_full(&error)),
-            })?;
+            .map_err(|error| unenforced(&error))?;
         if governed.id != id {
             // The directory was made anew in between; the proxy process said yes to another one.
             self.book.leave(id);
-            return refused(
-                "cgroup_gone: the cgroup was removed and made anew meanwhile".to_owned(),
-            );
+            let detail = "the cgroup was removed and made anew meanwhile".to_owned();
+            return refused(Reason::CgroupGone, detail);
         }
         ways::remember(path, Way::Attached);
         let given = netns.map(|fd| {
@@ -191,9 +188,6 @@ fn show(cgroup: &CgroupRef) -> String {
     }
 }
 
-fn refused<T>(detail: String) -> Result<T, Refusal> {
-    Err(Refusal {
-        reason: None,
-        detail,
-    })
+fn refused<T>(reason: Reason, detail: String) -> Result<T, Refusal> {
+    Err(Refusal { reason, detail })
 }

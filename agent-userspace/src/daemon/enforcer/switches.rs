@@ -2,36 +2,101 @@
 //! Beside the path: the kernel refuses first, then the open sockets are cut; the proxy process closes its ends by itself.
 //! INVARIANT: the markers of a panic are followed, whoever wrote or removed them; one that the kernel knows of goes on without them.
 
+use std::time::{Duration, Instant};
+
 use policies::AgentId;
 
 use super::Enforcer;
 use crate::config::{PanicNote, panic_mark, take_panic_notes};
 use crate::daemon::error::in_full;
-use crate::daemon::protocol::{Happening, ToWorker};
+use crate::daemon::protocol::{Happening, Refusal, Switched, Ticket, ToWorker};
+use crate::enforce::EnforceError;
 
 /// Happenings that are kept while there is no proxy process to write them down.
 const KEPT: usize = 256;
+/// How often somebody who may not ask at all gets a record.
+const KNOCKS: Duration = Duration::from_secs(1);
+
+/// Those who were refused before they were heard: an agent must not fill the log by knocking.
+#[derive(Debug, Default)]
+pub(super) struct Knocks {
+    recorded: Option<Instant>,
+    left_out: u64,
+}
+
+impl Knocks {
+    /// How many the record that is due now stands for; none while the last one is fresh.
+    fn due(&mut self, now: Instant) -> Option<u64> {
+        self.left_out = self.left_out.saturating_add(1);
+        let fresh = |at: Instant| now.saturating_duration_since(at) < KNOCKS;
+        if self.recorded.is_some_and(fresh) {
+            return None;
+        }
+        self.recorded = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
 
 impl Enforcer {
-    /// The kill switch, in the kernel.
-    pub(super) fn set_disabled(&mut self, agent: &AgentId, disabled: bool) {
-        for id in self.book.of(agent) {
-            if let Err(error) = self.enforcement.set_disabled(id, disabled) {
-                tracing::error!(%agent, workload = id.0, error = in_full(&error), "the kernel side did not switch");
-            }
-            if !disabled {
-                tracing::warn!(%agent, workload = id.0, "switched on");
-                continue;
-            }
-            match self.enforcement.cut(id) {
-                Ok(cut) => {
-                    tracing::warn!(%agent, workload = id.0, sockets = cut.sockets, refused = cut.refused, "switched off");
-                }
-                Err(error) => {
-                    tracing::error!(%agent, workload = id.0, error = in_full(&error), "sockets could not be cut; they stand still");
-                }
+    /// The kill switch, in the kernel; whoever pulled it hears when it is done.
+    pub(super) async fn switch(&mut self, ticket: Ticket, agent: &AgentId, disabled: bool) {
+        let switched = self.set_disabled(agent, disabled);
+        tracing::warn!(%agent, disabled, ?switched, "switched");
+        let answer = ToWorker::Switched { ticket, switched };
+        self.tell(&answer, None).await;
+    }
+
+    /// All workloads are refused before the first socket is cut: cutting takes longer.
+    fn set_disabled(&mut self, agent: &AgentId, disabled: bool) -> Switched {
+        let mut switched = Switched::default();
+        let workloads = self.book.of(agent);
+        for id in &workloads {
+            match self.enforcement.set_disabled(*id, disabled) {
+                Ok(()) => switched.workloads = switched.workloads.saturating_add(1),
+                // It ended just now.
+                Err(EnforceError::WorkloadUnknown(_)) => {}
+                Err(error) => switched.failed.push(format!(
+                    "workload {id}: the kernel side did not switch: {}",
+                    in_full(&error)
+                )),
             }
         }
+        if !disabled {
+            return switched;
+        }
+        match self.enforcement.cut(&workloads) {
+            Ok(cut) => {
+                switched.sockets = cut.sockets;
+                switched.uncut = cut.refused;
+            }
+            Err(error) => switched.failed.push(format!(
+                "sockets could not be cut; they stand still: {}",
+                in_full(&error)
+            )),
+        }
+        switched
+    }
+
+    /// Has a refusal written down and counted that the proxy process knows nothing of.
+    pub(super) fn refused(&mut self, agent: Option<AgentId>, refusal: &Refusal) {
+        self.note_refusal(agent, refusal.clone(), 1);
+    }
+
+    /// The same for somebody who may not ask at all.
+    pub(super) async fn refused_unheard(&mut self, refusal: &Refusal) {
+        if let Some(times) = self.knocks.due(Instant::now()) {
+            self.note_refusal(None, refusal.clone(), times);
+            self.tell_happenings().await;
+        }
+    }
+
+    fn note_refusal(&mut self, agent: Option<AgentId>, refusal: Refusal, times: u64) {
+        tracing::warn!(reason = %refusal.reason, detail = refusal.detail, ?agent, times, "refused");
+        self.happened(Happening::Refused {
+            agent,
+            refusal,
+            times,
+        });
     }
 
     /// Sees what the markers and the kernel say, and does it.
@@ -118,5 +183,21 @@ impl Enforcer {
             };
             self.tell(&ToWorker::Happened { event }, None).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_knocks_again_and_again_gets_one_record_a_second_that_counts_them() {
+        let (mut knocks, start) = (Knocks::default(), Instant::now());
+        assert_eq!(knocks.due(start), Some(1));
+        for _ in 0..41 {
+            assert_eq!(knocks.due(start + KNOCKS / 2), None);
+        }
+        assert_eq!(knocks.due(start + KNOCKS), Some(42));
+        assert_eq!(knocks.due(start + KNOCKS * 3), Some(1));
     }
 }

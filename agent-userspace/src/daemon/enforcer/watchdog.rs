@@ -78,14 +78,21 @@ impl Enforcer {
     /// Listeners in the proxy's new cgroup; the proxy process starts again with them.
     async fn reopen(&mut self) -> Result<(), String> {
         let before = self.given.sockets.listening;
-        // Other ports, since the proxy process still has these. Listeners in workloads' own network namespaces stay where
-        // they are: connections from there are refused until the daemon starts again.
+        // Other ports, since the proxy process still has these.
         let preferred = Ports {
             proxy: before.proxy_port,
             resolver: before.resolver_port,
         };
         let proxy = self.enforcement.proxy_cgroup();
         self.given.sockets = Sockets::open(proxy, preferred).map_err(|error| error.to_string())?;
+        let listening = self.given.sockets.listening;
+        let ports = Ports {
+            proxy: listening.proxy_port,
+            resolver: listening.resolver_port,
+        };
+        for (id, error) in self.namespaces.reopen(ports) {
+            tracing::error!(workload = id.0, %error, "its network namespace cannot be served; it is cut off");
+        }
         if self.published {
             self.publish().map_err(|error| in_full(&error))?;
         }
