@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod bench;
+pub mod clients;
 pub mod demo;
 pub mod escape;
 pub mod instance;

@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod clients;
 mod debian;
 mod demo;
 mod deny;
@@ -38,6 +39,8 @@ enum Command {
     Bench(bench::Args),
     /// Lints: tidy, rustfmt, clippy, cargo-deny
     Check(check::Args),
+    /// Run every client of the matrix, unmodified, as an agent
+    Clients(clients::Args),
     /// Run unmodified clients as an agent and check each line of what they are told
     Demo(demo::Args),
     /// Build the kernel side alone, and say where its object lies
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Clients(args) => clients::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Ebpf => setup::kernel_side().map(|object| println!("{}", object.display())),
         Command::Escape(args) => escape::run(&args),

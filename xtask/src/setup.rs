@@ -134,13 +134,59 @@ pub(crate) fn peers() -> Result<()> {
     install(PEERS, false)
 }
 
+/// Clients of the matrix that distributions package.
+const CLIENTS: &[Package] = &[
+    Package {
+        name: "npm",
+        why: "installs the JavaScript clients",
+        present: || has("npm"),
+    },
+    Package {
+        name: "openjdk-17-jdk-headless",
+        why: "a client of the matrix: Java",
+        present: || has("java") && has("javac"),
+    },
+    Package {
+        name: "php-cli",
+        why: "a client of the matrix: PHP",
+        present: || has("php"),
+    },
+    Package {
+        name: "php-curl",
+        why: "PHP's curl extension",
+        present: || {
+            let mut php = Command::new("php");
+            let asked = php.args(["-r", "exit(extension_loaded('curl') ? 0 : 1);"]);
+            asked.output().is_ok_and(|output| output.status.success())
+        },
+    },
+    Package {
+        name: "ruby",
+        why: "a client of the matrix: Ruby",
+        present: || has("ruby"),
+    },
+    Package {
+        name: "wget",
+        why: "a client of the matrix",
+        present: || has("wget"),
+    },
+];
+
+/// Those of them that these names are.
+pub(crate) fn clients(names: &[&str]) -> Result<()> {
+    let wanted = CLIENTS
+        .iter()
+        .filter(|package| names.contains(&package.name));
+    install(wanted, false)
+}
+
 fn packages(dry_run: bool) -> Result<()> {
     install(PACKAGES, dry_run)
 }
 
-fn install(packages: &[Package], dry_run: bool) -> Result<()> {
+fn install<'a>(packages: impl IntoIterator<Item = &'a Package>, dry_run: bool) -> Result<()> {
     let missing: Vec<&Package> = packages
-        .iter()
+        .into_iter()
         .filter(|package| !(package.present)())
         .collect();
     if missing.is_empty() {

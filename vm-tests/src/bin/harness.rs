@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vm_tests::bench::{self, load, probe, relay};
+use vm_tests::clients;
 use vm_tests::rounds::{self, dial};
 use vm_tests::{demo, leftovers};
 
@@ -24,6 +25,8 @@ enum Command {
     Bench(bench::Bench),
     /// Remove what test instances of dead owners have left
     Clean,
+    /// Run unmodified clients against servers of ours
+    Clients(clients::Clients),
     /// Run the demonstration
     Demo {
         /// The Python environment with `requests` and `stripe`
@@ -66,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             }
             Ok(true)
         }
+        Command::Clients(clients) => clients::run(&clients),
         Command::Demo { venv, keep } => demo::run(&venv, keep),
         Command::Dial(dial) => dial::run(&dial).map(|()| true),
         Command::Load(load) => load::run(&load).map(|()| true),

@@ -205,7 +205,7 @@ impl Stage {
 }
 
 /// Whether everybody may follow this path to its end, through links, too.
-fn is_open_to_all(path: &Path) -> bool {
+pub(crate) fn is_open_to_all(path: &Path) -> bool {
     let open = |path: &Path| {
         path.ancestors().all(|step| {
             fs::metadata(step).is_ok_and(|facts| facts.permissions().mode() & 0o001 != 0)

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::{Answer, Seen};
 
 /// Runs the backend for one request.
-pub(super) async fn answer(seen: &Seen, repositories: &Path) -> Answer {
+pub(crate) async fn answer(seen: &Seen, repositories: &Path) -> Answer {
     // Private repositories: without the credential there is nothing here.
     if !seen.header("authorization").starts_with("Basic ") {
         let mut answer = Answer::json(401, &json!({ "message": "Requires authentication" }));

@@ -2,7 +2,7 @@
 //! The far end of every call in the demo and the end-to-end tests; it decides nothing about Sluice.
 //! Invariant: a request is remembered before it is answered, so "nothing arrived" is a fact and not a race.
 
-mod git;
+pub(crate) mod git;
 mod vendors;
 
 use std::collections::BTreeMap;
