@@ -89,6 +89,14 @@ fn coverage(finding: &Finding) -> (bool, String) {
             );
             return (true, clean(&how));
         }
+        Some(Overlaid::Jvms) => return (true, "overlaid: a store of JVMs".to_owned()),
+        Some(Overlaid::Jvm(installation)) => {
+            let how = format!(
+                "overlaid for programs of {}: by JAVA_HOME, the command or PATH",
+                installation.display()
+            );
+            return (true, clean(&how));
+        }
         None => {}
     }
     let by_variable = |name: &'static str| {
@@ -101,7 +109,7 @@ fn coverage(finding: &Finding) -> (bool, String) {
         Kind::GoFallback => by_variable("SSL_CERT_FILE"),
         Kind::Pem => (false, "`sluice run --trust FILE` overlays it".to_owned()),
         Kind::JavaKeyStore => {
-            let how = "import the root of `sluice ca show TENANT` with keytool, or set JAVA_TOOL_OPTIONS=-Djavax.net.ssl.trustStore=FILE";
+            let how = "`sluice run --trust FILE` overlays it; if it has a password, that must be `changeit`";
             (false, how.to_owned())
         }
         Kind::Embedded => {
@@ -151,8 +159,14 @@ mod tests {
             (
                 "/x/lib/security/cacerts",
                 Kind::JavaKeyStore,
+                true,
+                "JAVA_HOME",
+            ),
+            (
+                "/x/app/truststore.jks",
+                Kind::JavaKeyStore,
                 false,
-                "keytool",
+                "--trust",
             ),
             ("/x/bin/node", Kind::Node, true, "NODE_EXTRA_CA_CERTS"),
             ("/x/bin/tool", Kind::GoFallback, true, "SSL_CERT_FILE"),

@@ -7,6 +7,7 @@ mod child;
 mod container;
 mod hide;
 mod home;
+mod java;
 mod landlock;
 mod plan;
 mod proxy;
@@ -26,7 +27,7 @@ pub use account::{Account, AccountError};
 pub use container::{FurnishError, Furniture};
 pub use home::HomeError;
 pub use proxy::{ConfineError, confine_proxy};
-pub(crate) use trust::{Overlaid, overlaid, sets_variable};
+pub(crate) use trust::{Overlaid, combined_bundle, overlaid, sets_variable};
 pub use wait::Running;
 
 /// A command to start, and what it may see.

@@ -147,15 +147,6 @@ const WEBSOCKET: &[(Case, &str)] = &[
     (Case::Refused, NO_WEBSOCKET),
 ];
 
-const NO_STORE: &str = "its trust store is a file of its own, which `sluice run` does not overlay";
-const OWN_STORE: &[(Case, &str)] = &[
-    (Case::Read, NO_STORE),
-    (Case::Write, NO_STORE),
-    (Case::Held, NO_STORE),
-    (Case::Stream, NO_STORE),
-    (Case::Refused, NO_STORE),
-];
-
 const PY: &str = "@/python/bin/python";
 
 pub(super) const ROWS: &[Row] = &[
@@ -296,7 +287,6 @@ pub(super) const ROWS: &[Row] = &[
         kit: Kit::Java,
         command: &["java", "-cp", "@/java", "Client"],
         version: &["java", "--version"],
-        explained: OWN_STORE,
         ..SYSTEM
     },
     Row {

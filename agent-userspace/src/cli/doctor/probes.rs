@@ -119,7 +119,7 @@ const PROBES: [Probe; 11] = [
         ],
         input: JAVA,
         untrusted: &[UNTRUSTED],
-        advice: "it reads its own `cacerts`: import the root that `sluice ca show TENANT` prints with keytool, or set JAVA_TOOL_OPTIONS=-Djavax.net.ssl.trustStore=FILE",
+        advice: "it reads its own `cacerts`, which `sluice run` overlays where JAVA_HOME, PATH, the command or the usual directories lead to it: name another store with `sluice run --trust FILE`",
     },
     Probe {
         client: "node",

@@ -14,7 +14,7 @@ use super::landlock::Domain;
 use super::seccomp::Filter;
 use super::step::{Act, Step};
 use super::trust::{self, Trust};
-use super::{Account, Launch, LaunchError, child, hide};
+use super::{Account, Launch, LaunchError, child, hide, java};
 
 /// What `PATH` means to a command that is started without one.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -50,6 +50,7 @@ impl Plan {
         let files = Files {
             combined: runtime.join("ca-bundle.pem"),
             root: runtime.join("tenant-ca.pem"),
+            java: runtime.join("tenant-ca.jks"),
         };
         let mut environment = trust::environment(&launch.environment, &files.combined, &files.root);
         if let Some(account) = &launch.account {
@@ -67,6 +68,10 @@ impl Plan {
             &launch.directory,
             &environment,
         )?;
+        // Where no store is in sight to be overlaid, a JVM that is there nevertheless is told.
+        if trust.java_overlays.is_empty() {
+            lead_java(&files.java, &mut environment);
+        }
 
         let mut steps = Steps::default();
         if let Some(netns) = &launch.netns {
@@ -151,6 +156,7 @@ impl Texts {
 struct Files {
     combined: PathBuf,
     root: PathBuf,
+    java: PathBuf,
 }
 
 #[derive(Default)]
@@ -217,6 +223,9 @@ impl Steps {
         for bundle in trust.overlays.iter().filter(visible) {
             self.overlay("overlay the CA bundle", &files.combined, bundle)?;
         }
+        for store in trust.java_overlays.iter().filter(visible) {
+            self.overlay("overlay the JVM's trust store", &files.java, store)?;
+        }
         if let Ok(resolv) = std::fs::canonicalize("/etc/resolv.conf")
             && visible(&&resolv)
         {
@@ -275,6 +284,7 @@ impl Steps {
         let contents = [
             (files.combined.clone(), trust.combined.clone(), readable),
             (files.root.clone(), trust.root.clone(), readable),
+            (files.java.clone(), trust.java.clone(), readable),
             (runtime.join("resolv.conf"), resolv.into_bytes(), readable),
             (runtime.join("masked"), Vec::new(), Mode::empty()),
         ];
@@ -363,6 +373,17 @@ impl Steps {
         );
         Ok(())
     }
+}
+
+/// Names the trust store to every JVM, unless the environment names one already.
+fn lead_java(store: &Path, environment: &mut Vec<(OsString, OsString)>) {
+    let inherited = environment
+        .iter()
+        .find(|(name, _)| name == java::VARIABLE)
+        .map(|(_, value)| value.clone());
+    let options = java::options(store, inherited.as_deref());
+    environment.retain(|(name, _)| name != java::VARIABLE);
+    environment.push((java::VARIABLE.into(), options));
 }
 
 /// The files that execvp would try for this command.

@@ -9,7 +9,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::LaunchError;
+use super::{LaunchError, java};
 
 /// Where distributions keep the system's bundle: Debian, Fedora, openSUSE, Alpine.
 pub(super) const SYSTEM_BUNDLES: [&str; 6] = [
@@ -30,13 +30,17 @@ const VENDORED: [&str; 4] = [
 ];
 
 /// These replace a client's whole store, so they name the combined bundle.
-const COMBINED: [&str; 9] = [
+const COMBINED: [&str; 13] = [
     "AWS_CA_BUNDLE",
     "CARGO_HTTP_CAINFO",
+    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
     "CURL_CA_BUNDLE",
     "GIT_SSL_CAINFO",
     "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "HEX_CACERTS_PATH",
     "HTTPLIB2_CA_CERTS",
+    "NIX_SSL_CERT_FILE",
+    "PERL_LWP_SSL_CA_FILE",
     "PIP_CERT",
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_FILE",
@@ -67,6 +71,10 @@ pub(super) struct Trust {
     pub(super) root: Vec<u8>,
     /// The files that the combined bundle covers.
     pub(super) overlays: Vec<PathBuf>,
+    /// The same roots as a JVM reads them.
+    pub(super) java: Vec<u8>,
+    /// The stores that this covers.
+    pub(super) java_overlays: Vec<PathBuf>,
 }
 
 impl Trust {
@@ -79,32 +87,52 @@ impl Trust {
         environment: &[(OsString, OsString)],
     ) -> Result<Trust, LaunchError> {
         let root = certificates(root_pem).ok_or(LaunchError::BadRoot)?;
-        let mut overlays = BTreeSet::new();
-        let mut combined = Vec::new();
-        for bundle in SYSTEM_BUNDLES.iter().map(Path::new) {
-            let Ok(real) = fs::canonicalize(bundle) else {
-                continue;
-            };
-            if combined.is_empty() {
-                combined = read_bundle(&real).map_err(|error| prepare(bundle, error))?;
-            }
-            overlays.insert(real);
-        }
-        if !combined.is_empty() && !combined.ends_with(b"\n") {
-            combined.push(b'\n');
-        }
-        combined.extend_from_slice(root.as_bytes());
+        let (mut overlays, combined) = combine(&root)?;
+        let mut java_overlays = java::stores(command, environment);
         for file in further {
             let real = fs::canonicalize(file).map_err(|error| prepare(file, error))?;
-            overlays.insert(real);
+            if java::is_store(&real) {
+                java_overlays.insert(real);
+            } else {
+                overlays.insert(real);
+            }
         }
         overlays.extend(vendored(command, directory, environment));
         Ok(Trust {
+            java: java::store(&combined),
+            java_overlays: java_overlays.into_iter().collect(),
             combined,
             root: root.into_bytes(),
             overlays: overlays.into_iter().collect(),
         })
     }
+}
+
+/// The system's roots and these, as a workload sees them.
+pub(crate) fn combined_bundle(root_pem: &str) -> Result<String, LaunchError> {
+    let root = certificates(root_pem).ok_or(LaunchError::BadRoot)?;
+    let (_, combined) = combine(&root)?;
+    Ok(String::from_utf8_lossy(&combined).into_owned())
+}
+
+/// The system's bundles, and what is in the first of them with this root behind it.
+fn combine(root: &str) -> Result<(BTreeSet<PathBuf>, Vec<u8>), LaunchError> {
+    let mut found = BTreeSet::new();
+    let mut combined = Vec::new();
+    for bundle in SYSTEM_BUNDLES.iter().map(Path::new) {
+        let Ok(real) = fs::canonicalize(bundle) else {
+            continue;
+        };
+        if combined.is_empty() {
+            combined = read_bundle(&real).map_err(|error| prepare(bundle, error))?;
+        }
+        found.insert(real);
+    }
+    if !combined.is_empty() && !combined.ends_with(b"\n") {
+        combined.push(b'\n');
+    }
+    combined.extend_from_slice(root.as_bytes());
+    Ok((found, combined))
 }
 
 /// What covers a bundle without being told.
@@ -114,6 +142,10 @@ pub(crate) enum Overlaid {
     System,
     /// Workloads whose programs belong to this prefix do.
     Packages(PathBuf),
+    /// Every workload sees a store with the combined bundle in its place.
+    Jvms,
+    /// Workloads whose JVM this is do.
+    Jvm(PathBuf),
 }
 
 /// How a launch would cover this file, if it would.
@@ -121,6 +153,12 @@ pub(crate) fn overlaid(file: &Path) -> Option<Overlaid> {
     let is_system = |bundle: &&str| fs::canonicalize(bundle).is_ok_and(|real| real == file);
     if SYSTEM_BUNDLES.iter().any(is_system) {
         return Some(Overlaid::System);
+    }
+    if java::is_known(file) {
+        return Some(Overlaid::Jvms);
+    }
+    if let Some(installation) = java::installation(file) {
+        return Some(Overlaid::Jvm(installation.to_owned()));
     }
     let vendored = VENDORED.iter().find(|vendored| file.ends_with(vendored))?;
     // PREFIX/lib*/python3*/{site,dist}-packages, as `package_directories` looks for them.
@@ -267,7 +305,7 @@ fn package_directories(prefix: &Path) -> Vec<PathBuf> {
 
 /// The installation prefixes that a program belongs to: `/x` for `/x/bin/python` or for a script that names it, also
 /// through symbolic links.
-fn interpreter_prefixes(program: &Path) -> Vec<PathBuf> {
+pub(super) fn interpreter_prefixes(program: &Path) -> Vec<PathBuf> {
     let mut programs = vec![program.to_owned()];
     programs.extend(shebang(program));
     let real: Vec<PathBuf> = programs
