@@ -13,7 +13,9 @@ mod view;
 pub(crate) use answer::{Change, change, entries, export, log_tenant, show};
 pub use client::{Client, ClientError, Part};
 pub(crate) use peer::PeerRefused;
-pub use protocol::{AuditFilter, ErrorCode, ErrorReply, MAX_REQUEST, Reply, Request, SecretText};
+pub use protocol::{
+    AuditFilter, CaRoot, CaStep, ErrorCode, ErrorReply, MAX_REQUEST, Reply, Request, SecretText,
+};
 pub use report::{
     AgentReport, DoctorReport, FaultsReport, ReloadReport, StatusReport, SwitchReport,
     WorkloadReport,

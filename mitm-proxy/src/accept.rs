@@ -311,7 +311,7 @@ impl Proxy {
         }
         let config = self
             .leaves()
-            .config(&workload.agent.tenant, &shown)
+            .config(workload, &shown)
             .await
             .map_err(|error| {
                 tracing::error!(%error, %shown, "no leaf certificate");

@@ -38,6 +38,6 @@ pub use origin::{Origin, Origins};
 pub use probe::PROBE_HOST;
 pub use proxy::{Further, Listeners, Proxy, StartError};
 pub use settings::{Limits, Pools, Settings};
-pub use tls::CaError;
 pub use tls::verify::RootsError;
+pub use tls::{CaError, Root};
 pub use workload::{Way, Workload, Workloads};

@@ -24,6 +24,7 @@ use crate::serve::workload_facts;
 use crate::settings::Settings;
 use crate::tls::ca::CaError;
 use crate::tls::leaf::Leaves;
+use crate::tls::roots::Root;
 use crate::tls::verify::{RootsError, client_config};
 use crate::upstream::Upstream;
 use crate::workload::{Workload, Workloads};
@@ -251,12 +252,60 @@ impl Proxy {
         &self.0.approvals
     }
 
-    /// The root certificate of a tenant as PEM, for the trust stores of its agents. Made the first time it is asked for.
+    /// The root certificates of a tenant as PEM, for the trust stores of its agents: one, or two while a rotation is not
+    /// finished. Made the first time they are asked for.
     ///
     /// # Errors
     /// The vault cannot be read or written, or holds something else than a CA.
     pub fn ca_pem(&self, tenant: &Tenant) -> Result<String, CaError> {
-        self.0.leaves.ca_pem(tenant)
+        Ok(self.0.leaves.roots(tenant)?.pem())
+    }
+
+    /// The same, one by one, the current root last.
+    ///
+    /// # Errors
+    /// As `ca_pem`.
+    pub fn ca_roots(&self, tenant: &Tenant) -> Result<Vec<Root>, CaError> {
+        Ok(self.0.leaves.roots(tenant)?.shown(&self.live(tenant)))
+    }
+
+    /// A new root for a tenant. `publish` is given both, and puts them where workloads find them; workloads that live then are
+    /// shown leaves of the former root until they end. Blocks.
+    ///
+    /// # Errors
+    /// A rotation is not finished, or the vault or `publish` fails: the former root alone stays in force.
+    pub fn rotate_ca(
+        &self,
+        tenant: &Tenant,
+        publish: impl FnOnce(&str) -> std::io::Result<()>,
+    ) -> Result<Vec<Root>, CaError> {
+        let rotated = self.0.leaves.change(tenant, |roots, vault| {
+            roots.rotate(vault, tenant, publish, || self.live(tenant))
+        })?;
+        Ok(rotated.shown(&self.live(tenant)))
+    }
+
+    /// Ends the time of a former root. Blocks.
+    ///
+    /// # Errors
+    /// There is none; a workload trusts nothing else and `force` is not given; the vault or `publish` fails.
+    pub fn finish_ca(
+        &self,
+        tenant: &Tenant,
+        publish: impl FnOnce(&str) -> std::io::Result<()>,
+        force: bool,
+    ) -> Result<Vec<Root>, CaError> {
+        let finished = self.0.leaves.change(tenant, |roots, vault| {
+            roots.finish(vault, tenant, publish, &self.live(tenant), force)
+        })?;
+        Ok(finished.shown(&self.live(tenant)))
+    }
+
+    fn live(&self, tenant: &Tenant) -> std::collections::BTreeSet<policies::WorkloadId> {
+        let all = self.workloads().list().into_iter();
+        all.filter(|workload| workload.agent.tenant == *tenant)
+            .map(|workload| workload.id)
+            .collect()
     }
 
     pub(crate) fn settings(&self) -> Arc<Settings> {

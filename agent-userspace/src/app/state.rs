@@ -31,7 +31,7 @@ pub(crate) struct Shared {
     pub(crate) workloads: Arc<Workloads>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) started_at: Timestamp,
-    pub(super) paths: Paths,
+    pub(crate) paths: Paths,
     pub(super) governed: String,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) reloading: tokio::sync::Mutex<()>,

@@ -4,6 +4,7 @@
 
 mod agents;
 mod approvals;
+mod authorities;
 mod logs;
 mod secrets;
 
@@ -48,7 +49,10 @@ pub(super) async fn answer(
             }
             Ok(())
         }
-        Request::CaShow { tenant } => agents::root_certificate(&tenant, shared, replies).await,
+        Request::CaRotate { tenant, step } => {
+            authorities::rotate(peer, &tenant, step, shared, replies).await
+        }
+        Request::CaShow { tenant } => authorities::show(&tenant, shared, replies).await,
         Request::Doctor {} => agents::doctor(shared, replies).await,
         Request::Status {} => agents::status(shared, replies).await,
         Request::VaultList {} => {

@@ -73,7 +73,14 @@ pub enum Request {
     },
     /// Whose logs there are.
     AuditTenants {},
-    /// A tenant's root certificate, as PEM.
+    /// A new root for a tenant, or the end of a former one's time.
+    CaRotate {
+        /// Which tenant.
+        tenant: Tenant,
+        /// What of it.
+        step: CaStep,
+    },
+    /// A tenant's root certificates.
     CaShow {
         /// Which tenant.
         tenant: Tenant,
@@ -126,11 +133,39 @@ impl Request {
             | Request::Status {}
             | Request::VaultList {} => true,
             Request::AgentsSet { .. }
+            | Request::CaRotate { .. }
             | Request::VaultPut { .. }
             | Request::VaultRevoke { .. }
             | Request::VaultRotate { .. } => false,
         }
     }
+}
+
+/// A step of a rotation of roots.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaStep {
+    /// A new root beside the one before.
+    Begin,
+    /// The one before goes, unless a workload trusts nothing else.
+    Finish,
+    /// It goes.
+    ForceFinish,
+}
+
+/// One root of a tenant.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CaRoot {
+    /// Which of the tenant's, from 1.
+    pub generation: u32,
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: String,
+    /// Whether new workloads are shown leaves of it.
+    pub current: bool,
+    /// Live workloads that trust this one and not the next.
+    pub alone: Vec<policies::WorkloadId>,
+    /// The certificate.
+    pub pem: String,
 }
 
 /// Which audit records are wanted.
@@ -199,6 +234,8 @@ pub enum ErrorCode {
     ApprovalUnknown,
     /// The audit log cannot be read or written.
     AuditUnavailable,
+    /// The tenant's roots cannot be changed so.
+    Ca,
     /// The credential cannot be stored, changed or revoked.
     Credential,
     /// This user may not ask for it.

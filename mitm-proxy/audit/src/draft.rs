@@ -167,6 +167,22 @@ pub(crate) fn event(tenant: Tenant, event: HostEvent, at: Timestamp) -> Record {
             detail: text(detail),
             ..named(Event::BundleRejected)
         },
+        HostEvent::CaRotationFinished {
+            generation,
+            by,
+            abandoned,
+        } => Record {
+            by: text(by),
+            detail: text(format!(
+                "root {generation} is left; {abandoned} workloads trusted the former alone"
+            )),
+            ..named(Event::CaRotationFinished)
+        },
+        HostEvent::CaRotated { generation, by } => Record {
+            by: text(by),
+            detail: text(format!("root {generation}")),
+            ..named(Event::CaRotated)
+        },
         HostEvent::DaemonStarted { version } => Record {
             detail: text(version),
             ..named(Event::DaemonStarted)

@@ -192,6 +192,22 @@ pub enum HostEvent {
         /// The first errors.
         detail: String,
     },
+    /// A tenant's former root is trusted no longer.
+    CaRotationFinished {
+        /// The root that is left.
+        generation: u32,
+        /// By whom.
+        by: String,
+        /// How many live workloads trusted nothing else, and cannot verify anything now.
+        abandoned: usize,
+    },
+    /// A tenant has a new root, beside the one before.
+    CaRotated {
+        /// Which, from 1.
+        generation: u32,
+        /// By whom.
+        by: String,
+    },
     /// Somebody was refused on the control socket: an agent's process, or a user without the right.
     ControlRefused {
         /// The workload it came from, where it was one.

@@ -150,6 +150,8 @@ pub enum Event {
     Answered,
     BundleLoaded,
     BundleRejected,
+    CaRotated,
+    CaRotationFinished,
     ControlRefused,
     DaemonStarted,
     DaemonStopped,

@@ -16,7 +16,7 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use vault::{SealedError, Secret, Vault, VaultError};
+use vault::{SealedError, Secret, VaultError};
 
 /// Life of a root: ten years. Agents' trust stores are rebuilt at each launch, so that the root can be replaced long before;
 /// a shorter life would only add a day on which everything stops.
@@ -25,9 +25,6 @@ const ROOT_LIFE: Duration = Duration::from_secs(3653 * 24 * 3600);
 const LEAF_LIFE: Duration = Duration::from_secs(48 * 3600);
 /// Certificates start this long ago, for a clock that was just stepped back.
 const BACKDATE: Duration = Duration::from_secs(300);
-/// The vault's label of the CA in a tenant's sealed namespace.
-const LABEL: &str = "proxy-ca-v1";
-
 /// Why there is no CA for a tenant.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
@@ -37,9 +34,30 @@ pub enum CaError {
     /// No randomness for a serial number.
     #[error("no randomness: {0}")]
     Entropy(getrandom::Error),
+    /// There is no former root whose time could end.
+    #[error("tenant {0} has one root only: there is no rotation to finish")]
+    NotRotating(Tenant),
+    /// The roots could not be put where workloads find them.
+    #[error("the roots cannot be published: {0}")]
+    Publish(std::io::Error),
+    /// A rotation began that is not finished.
+    #[error(
+        "tenant {0} has two roots already: finish that rotation first (`sluice ca rotate {0} --finish`)"
+    )]
+    Rotating(Tenant),
     /// What the vault returned is not a key and a certificate that this version wrote.
     #[error("the stored CA of tenant {0} is not readable")]
     Stored(Tenant),
+    /// Workloads live that trust nothing but the former root.
+    #[error(
+        "{count} workloads of tenant {tenant} trust nothing but the former root: start them anew, or add --force, which makes their calls fail"
+    )]
+    StillTrusted {
+        /// Whose.
+        tenant: Tenant,
+        /// How many.
+        count: usize,
+    },
     /// rustls would not use the certificate.
     #[error("cannot use the certificate: {0}")]
     Tls(#[from] rustls::Error),
@@ -57,8 +75,9 @@ impl From<SealedError<CaError>> for CaError {
     }
 }
 
-/// A tenant's CA, opened.
+/// One root of a tenant and its key, opened.
 pub(crate) struct Authority {
+    generation: u32,
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -70,21 +89,29 @@ pub(crate) struct Leaf {
 }
 
 impl Authority {
-    /// Opens the tenant's CA; makes it the first time.
-    ///
-    /// A crash between making and sealing leaves nothing; after sealing, the same CA is found again.
-    pub(crate) fn open(vault: &Vault, tenant: &Tenant) -> Result<Self, CaError> {
-        let stored = vault.sealed(tenant, LABEL, || make_root(tenant))?;
-        let (key, certificate) = unpack(&stored).ok_or_else(|| CaError::Stored(tenant.clone()))?;
+    /// Opens a root from its sealed form.
+    pub(super) fn open(tenant: &Tenant, generation: u32, stored: &[u8]) -> Result<Self, CaError> {
+        let (key, certificate) = unpack(stored).ok_or_else(|| CaError::Stored(tenant.clone()))?;
         let key = KeyPair::from_pkcs8_der_and_sign_algo(
             &PrivatePkcs8KeyDer::from(key),
             &PKCS_ECDSA_P256_SHA256,
         )?;
-        let issuer = Issuer::new(root_params(tenant), key);
+        let issuer = Issuer::new(root_params(tenant, generation), key);
         Ok(Self {
+            generation,
             certificate: CertificateDer::from(certificate),
             issuer,
         })
+    }
+
+    /// Which of the tenant's roots this is, from 1.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The certificate.
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
     }
 
     /// The root as PEM, for trust stores.
@@ -131,31 +158,32 @@ impl Authority {
     }
 }
 
-fn make_root(tenant: &Tenant) -> Result<Secret, CaError> {
+/// A new root in its sealed form.
+pub(super) fn make_root(tenant: &Tenant, generation: u32) -> Result<Secret, CaError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let mut params = root_params(tenant);
+    let mut params = root_params(tenant, generation);
     params.serial_number = Some(serial()?);
     set_life(&mut params, ROOT_LIFE);
     let certificate = params.self_signed(&key)?;
     Ok(Secret::new(pack(&key.serialize_der(), certificate.der())))
 }
 
-/// What of a root is the same each time it is opened: subject, constraints, usages.
+/// What of a root is the same each time it is opened: subject, constraints, usages. Roots of one tenant differ in their
+/// name, so that a client that has two of them finds the right one by it.
 ///
 /// Name constraints are absent: wildcard connections would need a new root, and so a new trust store, at each reload.
-fn root_params(tenant: &Tenant) -> CertificateParams {
+fn root_params(tenant: &Tenant, generation: u32) -> CertificateParams {
+    let mut name: String = format!("Sluice CA of {tenant}").chars().take(64).collect();
+    if generation > 1 {
+        let number = format!(" {generation}");
+        name = name.chars().take(64 - number.len()).collect::<String>() + &number;
+    }
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params
         .distinguished_name
         .push(DnType::OrganizationName, "Sluice");
-    params.distinguished_name.push(
-        DnType::CommonName,
-        format!("Sluice CA of {tenant}")
-            .chars()
-            .take(64)
-            .collect::<String>(),
-    );
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -185,8 +213,8 @@ fn pack(key: &[u8], certificate: &[u8]) -> Vec<u8> {
     [&length.to_be_bytes(), key, certificate].concat()
 }
 
-fn unpack(stored: &Secret) -> Option<(Vec<u8>, Vec<u8>)> {
-    let (length, rest) = stored.expose().split_first_chunk::<4>()?;
+fn unpack(stored: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (length, rest) = stored.split_first_chunk::<4>()?;
     let (key, certificate) =
         rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
     Some((key.to_vec(), certificate.to_vec()))

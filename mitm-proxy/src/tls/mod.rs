@@ -4,6 +4,7 @@
 
 pub(crate) mod ca;
 pub(crate) mod leaf;
+pub(crate) mod roots;
 pub(crate) mod verify;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 
 pub use ca::CaError;
+pub use roots::Root;
 
 /// ALPN of HTTP/2.
 pub(crate) const H2: &[u8] = b"h2";

@@ -172,12 +172,7 @@ impl Vault {
         make: impl FnOnce() -> Result<Secret, E>,
     ) -> Result<Secret, SealedError<E>> {
         let place = format!("{tenant}/{label}");
-        let seal_label = Label {
-            purpose: Purpose::Own,
-            tenant: tenant.as_str(),
-            name: label,
-            version: 1,
-        };
+        let seal_label = own_label(tenant, label);
         // One writer at a time: of two that come at once the second finds what the first made.
         let transaction = self.db.begin_write().map_err(VaultError::database)?;
         let secret = {
@@ -197,6 +192,55 @@ impl Vault {
         };
         transaction.commit().map_err(VaultError::database)?;
         Ok(secret)
+    }
+
+    /// What [`Vault::sealed`] or [`Vault::reseal`] sealed under this label, if they did.
+    ///
+    /// # Errors
+    /// It could not be opened.
+    pub fn unsealed(&self, tenant: &Tenant, label: &str) -> Result<Option<Secret>, VaultError> {
+        let place = format!("{tenant}/{label}");
+        let snapshot = self.db.begin_read().map_err(VaultError::database)?;
+        let table = match snapshot.open_table(OWN) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(VaultError::database(error)),
+        };
+        let stored = table.get(place.as_str()).map_err(VaultError::database)?;
+        let Some(stored) = stored else {
+            return Ok(None);
+        };
+        let opened = seal::open(&self.master, own_label(tenant, label), stored.value());
+        opened.map(Some).map_err(|_| corrupt(&place))
+    }
+
+    /// Seals one of the host's own keys in the place of what was there, and wipes what `instead_of` names; durable when it
+    /// returns. A crash before it leaves what was.
+    ///
+    /// # Errors
+    /// It could not be sealed or written.
+    pub fn reseal(
+        &self,
+        tenant: &Tenant,
+        label: &str,
+        secret: &Secret,
+        instead_of: &[&str],
+    ) -> Result<(), VaultError> {
+        let place = format!("{tenant}/{label}");
+        let sealed = seal::seal(&self.master, own_label(tenant, label), secret)?;
+        let transaction = self.db.begin_write().map_err(VaultError::database)?;
+        {
+            let mut table = transaction.open_table(OWN).map_err(VaultError::database)?;
+            table
+                .insert(place.as_str(), sealed.as_slice())
+                .map_err(VaultError::database)?;
+            for label in instead_of {
+                table
+                    .remove(format!("{tenant}/{label}").as_str())
+                    .map_err(VaultError::database)?;
+            }
+        }
+        transaction.commit().map_err(VaultError::database)
     }
 
     /// Wipes the open secrets that were opened longer ago than this. A later call opens its own anew.
@@ -325,6 +369,15 @@ impl Vault {
 impl std::fmt::Debug for Vault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Vault(..)")
+    }
+}
+
+fn own_label<'a>(tenant: &'a Tenant, label: &'a str) -> Label<'a> {
+    Label {
+        purpose: Purpose::Own,
+        tenant: tenant.as_str(),
+        name: label,
+        version: 1,
     }
 }
 

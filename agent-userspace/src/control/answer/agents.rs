@@ -1,4 +1,4 @@
-//! Status, doctor, the agents and their kill switch, the tenants' certificates.
+//! Status, doctor, the agents and their kill switch.
 //! Answers of the running daemon about itself.
 //! INVARIANT: the kill switch is stored, and in force in the kernel, before it is confirmed; recorded with the name of who pulled it.
 
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use audit::HostEvent;
 use mitm_proxy::Workload;
-use policies::{Agent, AgentId, Tenant};
+use policies::{Agent, AgentId};
 
 use crate::app::Shared;
 use crate::control::peer::Peer;
@@ -195,30 +195,4 @@ pub(super) async fn set(
         uncut: switched.uncut,
     };
     replies.item(&report).await
-}
-
-pub(super) async fn root_certificate(
-    tenant: &Tenant,
-    shared: &Arc<Shared>,
-    replies: &mut Replies,
-) -> Result<(), ErrorReply> {
-    let unknown = || {
-        ErrorReply::new(
-            ErrorCode::TenantUnknown,
-            format!("no agent belongs to a tenant {tenant}"),
-        )
-    };
-    if !shared
-        .proxy
-        .bundle()
-        .agents()
-        .any(|agent| agent.id().tenant == *tenant)
-    {
-        return Err(unknown());
-    }
-    let pem = shared
-        .proxy
-        .ca_pem(tenant)
-        .map_err(|error| ErrorReply::new(ErrorCode::TenantUnknown, error.to_string()))?;
-    replies.chunk(pem).await
 }
