@@ -237,7 +237,12 @@ impl Proxy {
                 };
                 let (stream, name) = match shaken.unwrap_or_else(|_| Err(late())) {
                     Ok(shaken) => shaken,
-                    Err(failed) => return Err(dropped(workload, failed)),
+                    Err(failed) => {
+                        // The name tells more than the address that stands for it.
+                        let host = self.name(&workload, destination).host.to_string();
+                        let dropped = dropped(workload, failed);
+                        return Err(Dropped { host, ..dropped });
+                    }
                 };
                 let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
                 let connection = Arc::new(Connection::new(workload, destination, name, true));
@@ -278,10 +283,9 @@ impl Proxy {
         destination: SocketAddr,
     ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Name), (Reason, String)> {
         let broken = |error: std::io::Error| {
-            (
-                verify::agent_reason(&error),
-                format!("The TLS handshake failed: {error}."),
-            )
+            let reason = verify::agent_reason(&error);
+            let detail = format!("The TLS handshake failed: {error}.");
+            (reason, detail + &advice(reason, workload))
         };
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
             .await
@@ -426,6 +430,18 @@ impl Proxy {
         )
         .await;
     }
+}
+
+/// What to do about a client that does not trust us; of other reasons nothing.
+fn advice(reason: Reason, workload: &Workload) -> String {
+    if reason != Reason::TlsRefusedByClient {
+        return String::new();
+    }
+    format!(
+        " A client of this workload has roots of its own or pins a certificate: `sluice doctor --agent {}` tells which clients trust the \
+         tenant's CA, and `sluice trust scan DIR` finds the bundles to name with `sluice run --trust FILE`.",
+        workload.agent
+    )
 }
 
 /// A request that hyper could not parse; it has answered 400 by itself.

@@ -417,6 +417,16 @@ async fn a_client_that_does_not_trust_the_ca_is_counted() {
         *world.counts.refused.lock().unwrap(),
         [Reason::TlsRefusedByClient]
     );
+    // On record with the name it called, its agent, and what to do.
+    let records = world.records().await;
+    let mut records = records.iter().map(|entry| entry.record());
+    let refused = records
+        .find(|record| record.reason == Some(Reason::TlsRefusedByClient))
+        .unwrap();
+    assert_eq!(refused.host.as_deref(), Some(HOST));
+    assert!(refused.agent.is_some() && refused.workload.is_some());
+    let detail = refused.detail.as_deref().unwrap();
+    assert!(detail.contains("sluice doctor --agent"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
