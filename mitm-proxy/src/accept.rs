@@ -26,7 +26,8 @@ use crate::Proxy;
 use crate::names::pool::InUse;
 use crate::probe::{self, is_probe};
 use crate::response::ResponseBody;
-use crate::tls::{H2, verify};
+use crate::tls::{H2, HTTP_1_1, verify};
+use crate::websocket::Switched;
 use crate::wire::{Flaw, Watched};
 use crate::workload::Workload;
 
@@ -41,10 +42,14 @@ pub(crate) struct Connection {
     pub(crate) host: Host,
     /// Whether it is TLS.
     pub(crate) secure: bool,
+    /// Whether it is HTTP/2 in the clear, which has no negotiation: upstream is spoken to in the same way.
+    pub(crate) prior_knowledge: bool,
     /// Why every request on it is refused, where that is already known.
     pub(crate) barred: Option<(Reason, String)>,
     /// What is wrong with its bytes, once something is.
     pub(crate) flaw: Flaw,
+    /// What it became, if not HTTP for ever.
+    pub(crate) switched: Switched,
     endpoint: Endpoint,
     /// Keeps the address from standing for another name while this connection is open.
     _name: Option<InUse>,
@@ -61,8 +66,10 @@ impl Connection {
             destination,
             host: name.host,
             secure,
+            prior_knowledge: false,
             barred: name.barred,
             flaw: Flaw::default(),
+            switched: Switched::default(),
             endpoint,
             _name: name.held,
         }
@@ -100,6 +107,8 @@ struct Dropped {
 /// What the first bytes look like.
 enum Protocol {
     Http,
+    /// HTTP/2 in the clear, with prior knowledge (RFC 9113 section 3.3).
+    Http2,
     Tls,
 }
 
@@ -213,6 +222,13 @@ impl Proxy {
             host: destination.to_string(),
             detail,
         };
+        if self.is_opaque(&workload, destination) {
+            // Before anything is read: in some protocols the server speaks first.
+            let name = self.name(&workload, destination);
+            let connection = Connection::new(workload, destination, name, false);
+            Box::pin(self.opaque(stream, &connection, stop)).await;
+            return Ok(());
+        }
         let protocol = match timeout_at(deadline, protocol(&stream)).await {
             Ok(Ok(Some(protocol))) => protocol,
             // Opened and closed without a word, as port checks and pools do.
@@ -224,6 +240,12 @@ impl Proxy {
                 let name = self.name(&workload, destination);
                 let connection = Arc::new(Connection::new(workload, destination, name, false));
                 self.http1(stream, connection, stop).await
+            }
+            Protocol::Http2 => {
+                let name = self.name(&workload, destination);
+                let mut connection = Connection::new(workload, destination, name, false);
+                connection.prior_knowledge = true;
+                Box::pin(self.http2(stream, Arc::new(connection), stop)).await
             }
             Protocol::Tls => {
                 // In a box, as what follows: a connection need not keep the room of its handshake.
@@ -253,6 +275,16 @@ impl Proxy {
                 }
             }
         }
+    }
+
+    /// Whether a connection of the agent declares the name and port opaque that this one means.
+    fn is_opaque(&self, workload: &Workload, destination: SocketAddr) -> bool {
+        let tenant = &workload.agent.tenant;
+        let held = self.names().name_of(tenant, destination.ip());
+        let host = held.map_or_else(|| Host::from(destination.ip()), |name| name.host().clone());
+        let port = destination.port();
+        self.bundle()
+            .is_opaque(&workload.agent, &Endpoint { host, port })
     }
 
     /// Which name the destination stands for: a synthetic address of the tenant, or a literal that a connection names.
@@ -290,6 +322,12 @@ impl Proxy {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
             .await
             .map_err(broken)?;
+        if let Some(mut offered) = start.client_hello().alpn()
+            && !offered.any(|protocol| protocol == H2 || protocol == HTTP_1_1)
+        {
+            let detail = "The TLS client offers no version of HTTP; a host that speaks something else is declared opaque.";
+            return Err((Reason::NotHttp, detail.to_owned()));
+        }
         let sni = start
             .client_hello()
             .server_name()
@@ -351,17 +389,29 @@ impl Proxy {
             .serve_connection(
                 TokioIo::new(io),
                 service_fn(move |incoming| self.served(Arc::clone(&own), incoming)),
-            );
+            )
+            .with_upgrades();
         let mut serving = Box::pin(serving);
         async move {
             let ended = tokio::select! {
                 ended = serving.as_mut() => ended,
                 () = stop.cancelled() => {
                     serving.as_mut().graceful_shutdown();
-                    serving.await
+                    serving.as_mut().await
                 }
             };
-            ended.or_else(|error| unreadable(&error, &connection))
+            // Its room is given back before a tunnel takes its own.
+            drop(serving);
+            ended.or_else(|error| unreadable(&error, &connection))?;
+            let Some(sockets) = connection.switched.take() else {
+                return Ok(());
+            };
+            if let Some((reason, _)) = Box::pin(sockets.carry::<IO>(stop)).await {
+                let agent = &connection.workload.agent;
+                self.meter()
+                    .refused(Some(&agent.tenant), Some(agent), reason);
+            }
+            Ok(())
         }
     }
 
@@ -465,23 +515,27 @@ fn unreadable(error: &hyper::Error, connection: &Connection) -> Result<(), Dropp
 async fn protocol(stream: &TcpStream) -> Result<Option<Protocol>, (Reason, String)> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0";
     let mut seen = [0_u8; PREFACE.len()];
-    let Ok(length) = stream.peek(&mut seen).await else {
-        return Ok(None);
-    };
-    match seen.get(..length).unwrap_or_default() {
-        [] => Ok(None),
-        // TLS record type "handshake" (RFC 8446 section 5.1).
-        [0x16, ..] => Ok(Some(Protocol::Tls)),
-        all if all == PREFACE => {
-            let detail = "HTTP/2 without TLS is not served; use HTTP/1.1, or TLS.".to_owned();
-            Err((Reason::ProtocolUnsupported, detail))
-        }
-        [first, ..] if first.is_ascii_uppercase() => Ok(Some(Protocol::Http)),
-        [first, ..] => {
-            let detail = format!(
-                "The connection begins with byte {first:#04x}, which is neither TLS nor HTTP."
-            );
-            Err((Reason::NotHttp, detail))
-        }
+    loop {
+        let Ok(length) = stream.peek(&mut seen).await else {
+            return Ok(None);
+        };
+        return match seen.get(..length).unwrap_or_default() {
+            [] => Ok(None),
+            // TLS record type "handshake" (RFC 8446 section 5.1).
+            [0x16, ..] => Ok(Some(Protocol::Tls)),
+            all if all == PREFACE => Ok(Some(Protocol::Http2)),
+            // Half a preface, which is half a request line as well: peeking again returns at once, so wait a little.
+            part if PREFACE.starts_with(part) => {
+                sleep(Duration::from_millis(5)).await;
+                continue;
+            }
+            [first, ..] if first.is_ascii_uppercase() => Ok(Some(Protocol::Http)),
+            [first, ..] => {
+                let detail = format!(
+                    "The connection begins with byte {first:#04x}, which is neither TLS nor HTTP."
+                );
+                Err((Reason::NotHttp, detail))
+            }
+        };
     }
 }

@@ -12,16 +12,19 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use policies::{Digest, Reason};
+use policies::{Digest, Reason, Strip};
 use sha2::{Digest as _, Sha256};
 
 use crate::refusal::Refusal;
+use crate::trailers;
 
 /// A request body, on its way upstream.
 #[derive(Debug)]
 pub(crate) struct Body {
     inner: Inner,
     tally: Tally,
+    /// The credential's places, which trailers do not reach either; set before the body leaves.
+    places: Option<Arc<[Strip]>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +71,26 @@ impl Body {
         Self {
             inner: Inner::Live(incoming),
             tally: Tally::default(),
+            places: None,
         }
+    }
+
+    /// No body.
+    pub(crate) fn none() -> Self {
+        Self {
+            inner: Inner::Whole {
+                bytes: Bytes::new(),
+                trailers: None,
+                sent: false,
+            },
+            tally: Tally::default(),
+            places: None,
+        }
+    }
+
+    /// Takes what the agent may send in `places` out of the trailers, too.
+    pub(crate) fn withhold(&mut self, places: &Arc<[Strip]>) {
+        self.places = Some(Arc::clone(places));
     }
 
     /// What has been read ahead, if anything was.
@@ -160,7 +182,7 @@ impl HttpBody for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let frame = match &mut this.inner {
+        let mut frame = match &mut this.inner {
             Inner::Live(incoming) => match Pin::new(incoming).poll_frame(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(frame) => frame,
@@ -180,10 +202,19 @@ impl HttpBody for Body {
                 }
             }
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            this.tally.add(data);
+        if let Some(Ok(part)) = &mut frame {
+            if let Some(data) = part.data_ref() {
+                this.tally.add(data);
+            } else if let Some(fields) = part.trailers_mut() {
+                // Without its places a body is not on its way upstream, and no trailer of it goes anywhere.
+                match &this.places {
+                    Some(places) => trailers::clean(fields, places),
+                    None => fields.clear(),
+                }
+                if fields.is_empty() {
+                    return Poll::Ready(None);
+                }
+            }
         }
         Poll::Ready(frame)
     }

@@ -38,6 +38,7 @@ pub(crate) async fn map(
         Mapping::NeedsBody { limit } => {
             let most = limit.min(limits.body_bytes);
             Box::pin(request.body.read_whole(most, limits.body)).await?;
+            request.unpack(most)?;
             let headers = request.header_list()?;
             bundle.call(agent, request.endpoint(), &request.view(&headers))?
         }

@@ -21,6 +21,7 @@ pub(crate) struct Key {
     pub(crate) endpoint: Endpoint,
     pub(crate) address: Dialable,
     pub(crate) secure: bool,
+    pub(crate) prior_knowledge: bool,
 }
 
 /// A connection that can send a request now.

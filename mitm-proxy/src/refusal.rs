@@ -180,6 +180,7 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::CgroupUnfit
         | Reason::CgroupUnknown
         | Reason::CredentialUnavailable
+        | Reason::EncryptedHello
         | Reason::HostUnknown
         | Reason::KernelRefused
         | Reason::NameNotAllowed
@@ -193,11 +194,12 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::SniMissing
         | Reason::TlsHandshake
         | Reason::TlsRefusedByClient
+        | Reason::TunnelLimit
         | Reason::Unmapped
         | Reason::UpstreamAddress => StatusCode::FORBIDDEN,
         Reason::ConnectMethod => StatusCode::METHOD_NOT_ALLOWED,
         Reason::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-        Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Reason::BodyTooLarge | Reason::CompressionBomb => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::AuthorityMismatch | Reason::SniMismatch => StatusCode::MISDIRECTED_REQUEST,
         Reason::ProtocolUnsupported => StatusCode::NOT_IMPLEMENTED,
         Reason::ResponseEncoding | Reason::UpstreamCertificate | Reason::UpstreamUnreachable => {

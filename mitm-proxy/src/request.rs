@@ -2,18 +2,22 @@
 //! Place on the path: the first stage of a call, before anything is mapped or decided.
 //! INVARIANT: after `parse`, the request names the connection's own host, and what is decided on is what will be sent.
 
+use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use policies::{Endpoint, Host, Reason, RequestView};
 
 use crate::accept::Connection;
 use crate::body::Body;
+use crate::coding::{Coding, Flaw, decode};
 use crate::refusal::Refusal;
+use crate::websocket::{self, Asked};
 
 /// One request, canonical.
 #[derive(Debug)]
@@ -22,8 +26,12 @@ pub(crate) struct Request {
     target: PathAndQuery,
     headers: HeaderMap,
     endpoint: Endpoint,
+    /// It asks to become a WebSocket.
+    pub(crate) socket: Option<Asked>,
     /// The body; read ahead where a decision needs it.
     pub(crate) body: Body,
+    /// The body as it is read, where what is sent is compressed.
+    plain: Option<Bytes>,
 }
 
 /// Headers that belong to one hop and are never forwarded (RFC 9110 section 7.6.1).
@@ -45,7 +53,7 @@ impl Request {
         incoming: http::Request<Incoming>,
         connection: &Connection,
     ) -> Result<Self, Refusal> {
-        let (parts, body) = incoming.into_parts();
+        let (mut parts, body) = incoming.into_parts();
         if let Some((reason, detail)) = &connection.barred {
             return Err(Refusal::new(*reason, detail.clone()));
         }
@@ -60,15 +68,14 @@ impl Request {
             let detail = "CONNECT is not served: every connection is already taken to the name that it asked for.";
             return Err(Refusal::new(Reason::ConnectMethod, detail).and_close());
         }
-        if parts.headers.contains_key(UPGRADE) && parts.version < Version::HTTP_2 {
-            let detail =
-                "Protocol upgrades (WebSocket, h2c) are not relayed; use plain HTTP requests.";
-            return Err(Refusal::new(Reason::ProtocolUnsupported, detail));
-        }
+        let socket = websocket::asked(&mut parts, body.is_end_stream())?;
         check_authority(&parts.uri, &parts.headers, parts.version, connection)?;
         let target = target(&parts.uri)?;
         let mut headers = parts.headers;
         strip_hop_by_hop(&mut headers)?;
+        if socket.is_some() {
+            websocket::ask(&mut headers);
+        }
         headers.remove(HOST);
         // hyper has answered the expectation by the time the body is read; upstream gets the body at once.
         headers.remove(EXPECT);
@@ -79,7 +86,25 @@ impl Request {
             target,
             headers,
             endpoint: connection.endpoint().clone(),
+            socket,
             body: Body::live(body),
+            plain: None,
+        })
+    }
+
+    /// The one request of a connection that is not read: to connect.
+    pub(crate) fn opaque(connection: &Connection) -> Result<Self, Refusal> {
+        if let Some((reason, detail)) = &connection.barred {
+            return Err(Refusal::new(*reason, detail.clone()));
+        }
+        Ok(Self {
+            method: Method::CONNECT,
+            target: PathAndQuery::from_static("/"),
+            headers: HeaderMap::new(),
+            endpoint: connection.endpoint().clone(),
+            socket: None,
+            body: Body::none(),
+            plain: None,
         })
     }
 
@@ -90,7 +115,11 @@ impl Request {
             path: self.target.path(),
             query: self.target.query(),
             headers,
-            body: self.body.read().map(AsRef::as_ref),
+            body: self
+                .plain
+                .as_ref()
+                .or_else(|| self.body.read())
+                .map(AsRef::as_ref),
         }
     }
 
@@ -98,6 +127,10 @@ impl Request {
     pub(crate) fn header_list(&self) -> Result<Vec<(&str, &str)>, Refusal> {
         let mut list = Vec::with_capacity(self.headers.len());
         for (name, value) in &self.headers {
+            // Of a body that is shown plain the mapping is not told that it is not.
+            if self.plain.is_some() && name == CONTENT_ENCODING {
+                continue;
+            }
             let value = std::str::from_utf8(value.as_bytes()).map_err(|_| {
                 Refusal::new(
                     Reason::MalformedRequest,
@@ -107,6 +140,34 @@ impl Request {
             list.push((name.as_str(), value));
         }
         Ok(list)
+    }
+
+    /// Decompresses a body that was read ahead, for the mapping only: what is sent is what came, and what was decided on is in it.
+    ///
+    /// JSON alone, and only what no reader takes for JSON as it is: a server that ignores the coding must find nothing it understands.
+    /// A form would not do: its readers take any bytes, and a gzip head has room for fields of its own.
+    pub(crate) fn unpack(&mut self, limit: usize) -> Result<(), Refusal> {
+        let (Ok(Some(coding)), Some(body)) = (Coding::of(&self.headers), self.body.read()) else {
+            return Ok(());
+        };
+        if body.is_empty() || !is_json(&self.headers) {
+            return Ok(());
+        }
+        if std::str::from_utf8(body).is_ok() {
+            let detail = "The body says that it is compressed, and could be read as it is as well.";
+            return Err(Refusal::new(Reason::AmbiguousRequest, detail));
+        }
+        let plain = decode(coding, body, limit).map_err(|flaw| {
+            let reason = match flaw {
+                Flaw::Bomb => Reason::CompressionBomb,
+                Flaw::Broken => Reason::MalformedRequest,
+                Flaw::Large => Reason::BodyTooLarge,
+                Flaw::Trailing => Reason::AmbiguousRequest,
+            };
+            Refusal::new(reason, format!("The body {}.", flaw.words()))
+        })?;
+        self.plain = Some(plain);
+        Ok(())
     }
 
     /// Where it goes.
@@ -156,6 +217,19 @@ impl Request {
     }
 }
 
+/// Whether the body is JSON, by its one content type.
+fn is_json(headers: &HeaderMap) -> bool {
+    let essence = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.split(';').next())
+        .map(|essence| essence.trim().to_ascii_lowercase());
+    essence.is_some_and(|essence| {
+        essence == "application/json"
+            || (essence.starts_with("application/") && essence.ends_with("+json"))
+    })
+}
+
 /// An IPv6 literal stands in brackets where a port can follow.
 pub(crate) fn bracketed(host: &Host) -> String {
     let text = host.to_string();
@@ -194,7 +268,8 @@ fn check_authority(
                 })
         })
         .transpose()?;
-    if host.is_none() && uri.authority().is_none() {
+    // HTTP/1.0 had no Host; the connection says which one is meant, and upstream is told.
+    if host.is_none() && uri.authority().is_none() && version >= Version::HTTP_11 {
         let detail = if version >= Version::HTTP_2 {
             ":authority is missing."
         } else {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use audit::{Ledger, Outcome, Owed};
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, HeaderName};
-use http::{HeaderMap, Response};
+use http::header::{ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderName};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -20,9 +20,13 @@ use vault::Scrubber;
 
 use crate::body::Tally;
 use crate::clock;
+use crate::coding::{Coding, Decoder, Flaw};
 use crate::meter::{Meter, Stage};
 use crate::pool::Borrowed;
 use crate::request::HOP_BY_HOP;
+use crate::tunnel::FrameCount;
+
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// The body that the agent reads: a refusal's, or upstream's through the scrubber.
 pub(crate) enum ResponseBody {
@@ -37,6 +41,8 @@ pub(crate) struct Relayed {
     incoming: Incoming,
     scrubber: Scrubber,
     lent: bool,
+    /// Undoes upstream's coding, so that what was lent can be searched for.
+    decoder: Option<Box<Decoder>>,
     /// Bytes that are still to come, where upstream said how many.
     left: Option<u64>,
     flushed: bool,
@@ -57,6 +63,8 @@ pub(crate) struct Debt {
     pub(crate) meter: Arc<dyn Meter>,
     pub(crate) sent: Tally,
     pub(crate) received: Option<Tally>,
+    /// Where the call became a WebSocket.
+    pub(crate) frames: Option<Arc<FrameCount>>,
     pub(crate) status: Option<u16>,
     pub(crate) credential: Option<(CredentialId, u32)>,
     pub(crate) departed: Instant,
@@ -65,7 +73,7 @@ pub(crate) struct Debt {
 
 impl Debt {
     /// The answer was relayed whole.
-    fn relayed(&mut self) {
+    pub(crate) fn relayed(&mut self) {
         if self.owed.is_none() {
             return;
         }
@@ -90,6 +98,7 @@ impl Debt {
             aborted,
             request_bytes,
             response_bytes: received.map_or(0, |(bytes, _)| bytes),
+            frames: self.frames.as_deref().map(FrameCount::both),
             request_digest: Some(request_digest),
             response_digest: received.map(|(_, digest)| digest),
             credential: self.credential.take(),
@@ -107,7 +116,7 @@ impl Drop for Debt {
     }
 }
 
-/// Turns upstream's answer into the agent's. Refuses an encoded body where a secret was lent: it could not be scrubbed.
+/// Turns upstream's answer into the agent's. Where a secret was lent, an encoded body is decoded, or refused: it could not be scrubbed.
 pub(crate) fn relay(
     answer: Response<Incoming>,
     scrubber: Scrubber,
@@ -118,18 +127,26 @@ pub(crate) fn relay(
     let lent = debt.credential.is_some();
     let (mut parts, incoming) = answer.into_parts();
     debt.status = Some(parts.status.as_u16());
-    if lent && let Some(encoding) = foreign_encoding(&parts.headers) {
-        return Err(EncodedAnswer {
-            encoding,
-            debt: Box::new(debt),
-        });
+    let coding = match lent.then(|| coding_of(&parts.headers)).transpose() {
+        Ok(coding) => coding.flatten(),
+        Err(encoding) => {
+            let debt = Box::new(debt);
+            return Err(EncodedAnswer { encoding, debt });
+        }
+    };
+    if coding.is_some() {
+        // The agent gets it plain, and what was said of the encoded bytes is not true of these.
+        for name in OF_ENCODED {
+            parts.headers.remove(name);
+        }
     }
     clean(&mut parts.headers, lent.then_some(&scrubber));
     parts.extensions.clear();
     let received = Tally::default();
     debt.received = Some(received.clone());
     let mut body = Relayed {
-        left: incoming.size_hint().exact(),
+        left: incoming.size_hint().exact().filter(|_| coding.is_none()),
+        decoder: coding.map(|coding| Box::new(Decoder::new(coding))),
         incoming,
         scrubber,
         lent,
@@ -157,17 +174,33 @@ pub(crate) struct EncodedAnswer {
     pub(crate) debt: Box<Debt>,
 }
 
-/// A content coding that hides what the scrubber looks for.
-fn foreign_encoding(headers: &HeaderMap) -> Option<String> {
-    headers
-        .get_all(CONTENT_ENCODING)
+/// The coding of a body in which a secret is to be searched for. An unknown one hides it, as does one of each message (gRPC).
+fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, String> {
+    let plain = |value: &&HeaderValue| value.is_empty() || *value == "identity";
+    if let Some(value) = headers
+        .get_all(GRPC_ENCODING)
         .iter()
-        .find(|value| !value.is_empty() && !value.as_bytes().eq_ignore_ascii_case(b"identity"))
-        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        .find(|value| !plain(value))
+    {
+        return Err(String::from_utf8_lossy(value.as_bytes()).into_owned());
+    }
+    Coding::of(headers)
 }
 
+/// Headers that speak of a body as it was encoded.
+const OF_ENCODED: [HeaderName; 8] = [
+    ACCEPT_RANGES,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    ETAG,
+    HeaderName::from_static("repr-digest"),
+];
+
 /// Removes hop-by-hop headers (and `Alt-Svc`, which would send the agent where it cannot go) and scrubs the rest.
-fn clean(headers: &mut HeaderMap, scrubber: Option<&Scrubber>) {
+pub(crate) fn clean(headers: &mut HeaderMap, scrubber: Option<&Scrubber>) {
     let nominated: Vec<HeaderName> = headers
         .get_all(http::header::CONNECTION)
         .iter()
@@ -192,6 +225,11 @@ impl Relayed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         loop {
+            match self.decoded() {
+                Ok(None) => {}
+                Ok(Some(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Err(flaw) => return Poll::Ready(Some(Err(self.undecodable(flaw)))),
+            }
             match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Pending => {
                     if self.silence.as_mut().poll(cx).is_pending() {
@@ -212,6 +250,12 @@ impl Relayed {
                     let next = tokio::time::Instant::now() + self.patience;
                     self.silence.as_mut().reset(next);
                     match frame.into_data() {
+                        Ok(data) if self.decoder.is_some() => {
+                            self.received.add(&data);
+                            if let Some(decoder) = &mut self.decoder {
+                                decoder.push(data);
+                            }
+                        }
                         Ok(data) => {
                             let data = self.pass(data);
                             if !data.is_empty() {
@@ -226,6 +270,18 @@ impl Relayed {
                     }
                 }
                 Poll::Ready(None) => {
+                    if let Some(decoder) = &mut self.decoder
+                        && !decoder.finish()
+                    {
+                        continue;
+                    }
+                    if self
+                        .decoder
+                        .as_ref()
+                        .is_some_and(|decoder| !decoder.is_over())
+                    {
+                        return Poll::Ready(Some(Err(self.undecodable(Flaw::Broken))));
+                    }
                     let rest = self.flush();
                     if !rest.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(rest))));
@@ -241,6 +297,31 @@ impl Relayed {
                 }
             }
         }
+    }
+
+    /// The next piece of an encoded body, plain and scrubbed; never an empty one.
+    fn decoded(&mut self) -> Result<Option<Bytes>, Flaw> {
+        let Some(decoder) = &mut self.decoder else {
+            return Ok(None);
+        };
+        while let Some(piece) = decoder.pull()? {
+            let piece = self.scrubber.push(piece);
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The answer breaks off: what comes next cannot be searched for what was lent.
+    fn undecodable(&mut self, flaw: Flaw) -> RelayError {
+        let reason = match flaw {
+            Flaw::Bomb | Flaw::Large => Reason::CompressionBomb,
+            Flaw::Broken | Flaw::Trailing => Reason::ResponseEncoding,
+        };
+        let detail = format!("Upstream's answer {}.", flaw.words());
+        self.debt.fail(reason, &detail);
+        RelayError::Coding(reason)
     }
 
     /// Counts and scrubs one piece. With the last piece of a body whose length is known, everything is over: an HTTP/1
@@ -288,6 +369,8 @@ impl Relayed {
 /// Why a relayed body broke off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RelayError {
+    #[error("upstream's answer cannot be read: {0}")]
+    Coding(Reason),
     #[error("upstream fell silent inside its answer")]
     Silent,
     #[error("upstream broke off its answer: {0}")]
@@ -328,6 +411,7 @@ impl HttpBody for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => body.size_hint(),
+            Self::Relayed(body) if body.decoder.is_some() => SizeHint::default(),
             // Scrubbing keeps the length.
             Self::Relayed(body) => body.incoming.size_hint(),
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use audit::{IntentFacts, Outcome, Recorded, RefusalFacts, WorkloadFacts};
 use http::header::HOST;
-use http::{Response, Version};
+use http::{Method, Response, Version};
 use hyper::body::Incoming;
 use policies::{Call, Decision, Digest, Facts, Grant, Held, Permit};
 use vault::Armed;
@@ -16,13 +16,14 @@ use crate::accept::Connection;
 use crate::approvals::Patience;
 use crate::body::Body;
 use crate::meter::{CallMeasure, Decided, Stage};
+use crate::opaque::Opened;
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::response::ResponseBody;
 use crate::settings::Settings;
 use crate::upstream::Departure;
 use crate::workload::Workload;
-use crate::{Proxy, capability, clock};
+use crate::{Proxy, capability, clock, grpc};
 
 impl Proxy {
     /// A request becomes a call, the call a decision, the decision a permit, the permit a record, the record a lent
@@ -40,13 +41,44 @@ impl Proxy {
         let permit = self
             .settle(decision, connection, &mut request, &settings)
             .await?;
+        request.body.withhold(permit.call().strip());
         let recorded = self
             .ledger()
             .intent(permit, notes.intent(connection, &request))
             .await?;
-        let departure = Departure::of(connection, &request, &settings, notes.started);
+        let departure = Departure::of(connection, &mut request, &settings, notes.started);
         let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
         self.upstream().send(armed, departure).await
+    }
+
+    /// A connection that is not read is one call, to connect: the same stages, and a tunnel instead of an answer.
+    async fn open(&self, connection: &Connection, notes: &Notes) -> Result<Opened, Refusal> {
+        let settings = self.settings();
+        let mut request = Request::opaque(connection)?;
+        let call = self.map(connection, &mut request, &settings).await?;
+        let decision = self.decide(call, None, connection);
+        let permit = self
+            .settle(decision, connection, &mut request, &settings)
+            .await?;
+        let recorded = self
+            .ledger()
+            .intent(permit, notes.intent(connection, &request))
+            .await?;
+        let departure = Departure::of(connection, &mut request, &settings, notes.started);
+        let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
+        self.upstream().open(armed, departure).await
+    }
+
+    /// Opens the tunnel of a connection that is not read; a refusal closes it, since nobody there would understand more.
+    pub(crate) async fn opened(&self, connection: &Connection) -> Option<Opened> {
+        let notes = Notes::of_opaque(connection);
+        match self.open(connection, &notes).await {
+            Ok(opened) => Some(opened),
+            Err(refusal) => {
+                self.refuse(connection, &notes, refusal).await;
+                None
+            }
+        }
     }
 
     /// Serves one request; the only place where a refusal becomes a response, a record and a metric.
@@ -87,7 +119,11 @@ impl Proxy {
             .refused(Some(&agent.tenant), Some(agent), refusal.reason);
         self.meter().stage(Stage::Whole, notes.started.elapsed());
         tracing::debug!(%agent, reason = %refusal.reason, detail = %refusal.detail, "refused");
-        refusal.response(notes.version)
+        if notes.grpc {
+            grpc::response(&refusal)
+        } else {
+            refusal.response(notes.version)
+        }
     }
 
     /// Which capability this is, under the bundle of this moment.
@@ -170,6 +206,8 @@ impl Proxy {
 struct Notes {
     started: Instant,
     version: Version,
+    /// Whether the agent's client reads refusals as gRPC.
+    grpc: bool,
     method: String,
     path: String,
     host: Option<String>,
@@ -188,9 +226,22 @@ impl Notes {
         Self {
             started: Instant::now(),
             version: incoming.version(),
+            grpc: grpc::asked(incoming.headers()),
             method: incoming.method().to_string(),
             path: incoming.uri().path().to_owned(),
             host: host.or_else(header),
+            trace_id: trace_id(),
+        }
+    }
+
+    fn of_opaque(connection: &Connection) -> Self {
+        Self {
+            started: Instant::now(),
+            version: Version::HTTP_11,
+            grpc: false,
+            method: Method::CONNECT.to_string(),
+            path: "/".to_owned(),
+            host: Some(connection.endpoint().to_string()),
             trace_id: trace_id(),
         }
     }

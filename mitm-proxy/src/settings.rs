@@ -103,6 +103,14 @@ pub struct Limits {
     pub questions_burst: u32,
     /// How long open calls may take to finish after a stop.
     pub drain: Duration,
+    /// Bytes in one direction of a connection on which no more HTTP is spoken: a WebSocket, or one to an opaque host.
+    pub tunnel_bytes: u64,
+    /// WebSocket frames in one direction.
+    pub tunnel_frames: u64,
+    /// Longest silence of such a connection, in both directions at once.
+    pub tunnel_idle: Duration,
+    /// Longest life of such a connection.
+    pub tunnel_time: Duration,
 }
 
 impl Default for Limits {
@@ -131,6 +139,10 @@ impl Default for Limits {
             questions_idle: Duration::from_secs(10),
             questions_burst: 1_000,
             drain: Duration::from_secs(5),
+            tunnel_bytes: 1024 * 1024 * 1024,
+            tunnel_frames: 1024 * 1024,
+            tunnel_idle: Duration::from_secs(600),
+            tunnel_time: Duration::from_secs(24 * 3600),
         }
     }
 }

@@ -6,14 +6,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use audit::Ledger;
-use http::header::{ACCEPT_ENCODING, COOKIE, HOST, IF_RANGE, RANGE};
+use audit::{Ledger, Owed};
+use http::header::{
+    ACCEPT_ENCODING, CONNECTION, COOKIE, HOST, IF_RANGE, RANGE, SEC_WEBSOCKET_EXTENSIONS, TE,
+};
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderValue, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use policies::{AgentId, Endpoint, Reason};
+use policies::{AgentId, CredentialId, Endpoint, Reason};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,7 +32,8 @@ use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::response::{Debt, EncodedAnswer, ResponseBody, relay};
 use crate::settings::Settings;
-use crate::tls::{H2, verify};
+use crate::tls::{H2, HTTP_1_1, verify};
+use crate::websocket::{self, Asked, Switched};
 
 /// The way out.
 pub(crate) struct Upstream {
@@ -46,15 +49,20 @@ pub(crate) struct Departure<'a> {
     pub(crate) agent: &'a AgentId,
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) secure: bool,
+    /// HTTP/2 without negotiation, as the agent spoke it.
+    pub(crate) prior_knowledge: bool,
     pub(crate) settings: &'a Settings,
     pub(crate) sent: Tally,
     pub(crate) started: Instant,
+    /// The agent asks for a WebSocket: a connection of its own, in HTTP/1.1, and where its tunnel goes.
+    pub(crate) socket: Option<Asked>,
+    pub(crate) switched: &'a Switched,
 }
 
 impl<'a> Departure<'a> {
     pub(crate) fn of(
         connection: &'a Connection,
-        request: &Request,
+        request: &mut Request,
         settings: &'a Settings,
         started: Instant,
     ) -> Self {
@@ -62,9 +70,12 @@ impl<'a> Departure<'a> {
             agent: &connection.workload.agent,
             endpoint: connection.endpoint(),
             secure: connection.secure,
+            prior_knowledge: connection.prior_knowledge,
             settings,
             sent: request.body.tally(),
             started,
+            socket: request.socket.take(),
+            switched: &connection.switched,
         }
     }
 }
@@ -119,33 +130,55 @@ impl Upstream {
         }
     }
 
-    /// Sends the call and turns the answer's head into the agent's. From here on the outcome is owed, and written.
-    pub(crate) async fn send(
+    /// The outcome that is owed from now on.
+    pub(crate) fn debt(
         &self,
-        armed: Armed<Body>,
-        departure: Departure<'_>,
-    ) -> Result<Response<ResponseBody>, Refusal> {
-        let credential = armed
-            .credential()
-            .map(|(id, version)| (id.clone(), version));
-        let (mut request, scrubber, owed) = armed.into_parts();
-        let mut debt = Debt {
+        owed: Owed,
+        credential: Option<(CredentialId, u32)>,
+        departure: &Departure<'_>,
+    ) -> Debt {
+        Debt {
             owed: Some(owed),
             ledger: self.ledger.clone(),
             meter: Arc::clone(&self.meter),
             sent: departure.sent.clone(),
             received: None,
+            frames: None,
             status: None,
             credential,
             departed: Instant::now(),
             started: departure.started,
-        };
+        }
+    }
+
+    /// Sends the call and turns the answer's head into the agent's. From here on the outcome is owed, and written.
+    pub(crate) async fn send(
+        &self,
+        armed: Armed<Body>,
+        mut departure: Departure<'_>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let credential = armed
+            .credential()
+            .map(|(id, version)| (id.clone(), version));
+        let (mut request, scrubber, owed) = armed.into_parts();
+        let mut debt = self.debt(owed, credential, &departure);
         if debt.credential.is_some() {
             ask_for_scrubbable(&mut request);
         }
         let answer = self.exchange(request, &departure).await;
         self.meter.stage(Stage::Upstream, debt.departed.elapsed());
         let failed = match answer {
+            Ok((answer, _)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let limits = &departure.settings.limits;
+                let asked = departure.socket.take();
+                match websocket::switch(asked, answer, scrubber, debt, limits, departure.switched) {
+                    Ok(response) => return Ok(response),
+                    Err((failed, unsettled)) => {
+                        debt = *unsettled;
+                        failed
+                    }
+                }
+            }
             Ok((answer, connection)) => {
                 match relay(
                     answer,
@@ -218,8 +251,14 @@ impl Upstream {
             endpoint: departure.endpoint.clone(),
             address,
             secure: departure.secure,
+            prior_knowledge: departure.prior_knowledge,
         };
-        for address in addresses.iter() {
+        // A connection that becomes a WebSocket serves no other call, and HTTP/2 offers none.
+        let kept: &[Dialable] = match departure.socket {
+            Some(_) => &[],
+            None => &addresses,
+        };
+        for address in kept {
             if let Some(kept) = self
                 .pool
                 .take(&key(*address), limits.idle, limits.idle_connections)
@@ -246,7 +285,10 @@ impl Upstream {
         Err(last)
     }
 
-    async fn addresses(&self, departure: &Departure<'_>) -> Result<Arc<[Dialable]>, Failed> {
+    pub(crate) async fn addresses(
+        &self,
+        departure: &Departure<'_>,
+    ) -> Result<Arc<[Dialable]>, Failed> {
         let fresh = |entry: &&Resolved| entry.at.elapsed() < departure.settings.limits.resolved;
         {
             let resolved = self.resolved.read().unwrap_or_else(PoisonError::into_inner);
@@ -296,7 +338,13 @@ impl Upstream {
         }
         let shake = async {
             if !departure.secure {
-                return handshake(stream, false, limits.head_bytes, limits.headers).await;
+                return handshake(
+                    stream,
+                    departure.prior_knowledge,
+                    limits.head_bytes,
+                    limits.headers,
+                )
+                .await;
             }
             let name = ServerName::try_from(endpoint.host.to_string()).map_err(|_| {
                 Failed::new(
@@ -304,7 +352,10 @@ impl Upstream {
                     format!("{endpoint} cannot be verified by name."),
                 )
             })?;
-            let tls = Arc::clone(&self.tls.read().unwrap_or_else(PoisonError::into_inner));
+            let mut tls = Arc::clone(&self.tls.read().unwrap_or_else(PoisonError::into_inner));
+            if departure.socket.is_some() {
+                Arc::make_mut(&mut tls).alpn_protocols = vec![HTTP_1_1.to_vec()];
+            }
             let stream = TlsConnector::from(tls)
                 .connect(name, stream)
                 .await
@@ -362,7 +413,7 @@ where
         .handshake(io)
         .await
         .map_err(failed)?;
-    tokio::spawn(connection);
+    tokio::spawn(connection.with_upgrades());
     Ok(Sender::Http1(sender))
 }
 
@@ -393,6 +444,8 @@ impl Sender {
 fn ask_for_scrubbable(request: &mut http::Request<Body>) {
     let headers = request.headers_mut();
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.remove("grpc-accept-encoding");
+    headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     headers.remove(RANGE);
     headers.remove(IF_RANGE);
 }
@@ -407,8 +460,12 @@ fn for_sender(
     match sender {
         Sender::Http1(_) => {
             parts.version = Version::HTTP_11;
-            // `te: trailers` is a header of one hop in HTTP/1.
-            parts.headers.remove(http::header::TE);
+            // A header of one hop in HTTP/1: said again for this one, since trailers are understood here and passed on.
+            if parts.headers.contains_key(TE) && departure.socket.is_none() {
+                parts
+                    .headers
+                    .insert(CONNECTION, HeaderValue::from_static("te"));
+            }
             join_cookies(&mut parts.headers);
         }
         Sender::Http2(_) => {
@@ -419,6 +476,7 @@ fn for_sender(
                 )
             };
             parts.version = Version::HTTP_2;
+            parts.headers.remove(CONNECTION);
             let authority = parts.headers.remove(HOST).ok_or_else(not_written)?;
             let mut uri = parts.uri.into_parts();
             uri.authority =

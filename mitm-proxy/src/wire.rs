@@ -31,6 +31,11 @@ impl<IO> Watched<IO> {
             framing: Framing::new(flaw, head_limit),
         }
     }
+
+    /// The stream itself, once it speaks something else than HTTP.
+    pub(crate) fn into_inner(self) -> IO {
+        self.io
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {

@@ -360,10 +360,6 @@ async fn what_is_neither_tls_nor_http_is_dropped() {
     for (bytes, reason) in [
         (&b"\x00\x00\x00\x08\x04\xd2\x16\x2f"[..], Reason::NotHttp),
         (b"SSH-2.0-OpenSSH_9.7\r\n", Reason::MalformedRequest),
-        (
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            Reason::ProtocolUnsupported,
-        ),
         (b"\x16\x03\x01\x00\x05hello", Reason::TlsHandshake),
     ] {
         let stream = world.dial(HOST, 443).await;

@@ -197,7 +197,7 @@ async fn an_answer_that_cannot_be_scrubbed_is_not_relayed() {
         headers: vec![("content-encoding", encoding.into())],
         ..Reply::text("zz")
     };
-    world.upstream.answers(encoded("gzip"));
+    world.upstream.answers(encoded("compress"));
     let mut client = world.http1(HOST).await;
     let answer = client.call("GET", "/v1/echo", "").await;
     assert_eq!(

@@ -174,6 +174,11 @@ impl Bundle {
         self.catalogue.exact_hosts(agent)
     }
 
+    /// Whether a connection of the agent declares this endpoint opaque: it speaks something else than HTTP.
+    pub fn is_opaque(&self, agent: &AgentId, at: &Endpoint) -> bool {
+        self.catalogue.is_opaque(agent, at)
+    }
+
     /// Whether mapping this request needs its body.
     pub fn body_need(&self, agent: &AgentId, at: &Endpoint, head: &RequestView<'_>) -> BodyNeed {
         self.catalogue.body_need(agent, at, head)

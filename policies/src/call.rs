@@ -8,6 +8,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// The head, and where it was needed the body, of one request as the agent sent it.
 #[derive(Debug, Clone, Copy)]
@@ -224,7 +225,7 @@ pub struct Call {
     pub(crate) params: BTreeMap<String, Value>,
     pub(crate) credential: Option<CredentialId>,
     pub(crate) auth: Auth,
-    pub(crate) strip: Vec<Strip>,
+    pub(crate) strip: Arc<[Strip]>,
     pub(crate) endpoint: Endpoint,
     pub(crate) template: String,
 }
@@ -276,7 +277,7 @@ impl Call {
     }
 
     /// The places whose content from the agent is removed; the credential's own place is among them.
-    pub fn strip(&self) -> &[Strip] {
+    pub fn strip(&self) -> &Arc<[Strip]> {
         &self.strip
     }
 

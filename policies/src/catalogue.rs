@@ -31,7 +31,7 @@ struct BoundConnection {
     connection: Connection,
     connector: Arc<Connector>,
     hosts: Vec<HostPattern>,
-    strip: Vec<Strip>,
+    strip: Arc<[Strip]>,
 }
 
 impl Catalogue {
@@ -117,6 +117,12 @@ impl Catalogue {
         hosts.sort();
         hosts.dedup();
         hosts
+    }
+
+    /// Whether a connection of the agent declares this endpoint opaque.
+    pub fn is_opaque(&self, agent: &AgentId, at: &Endpoint) -> bool {
+        self.at(agent, at)
+            .any(|connection| connection.connector.is_opaque())
     }
 
     /// Whether mapping this request needs its body, and how much of it may be read. `None` where the head already refuses it.
@@ -259,7 +265,7 @@ impl BoundConnection {
             connection: connection.clone(),
             connector: connector.clone(),
             hosts: hosts.to_vec(),
-            strip,
+            strip: strip.into(),
         };
         Diagnostics(
             bound
@@ -388,7 +394,7 @@ impl BoundConnection {
             params: mapped.params,
             auth: auth.clone(),
             credential,
-            strip: self.strip.clone(),
+            strip: Arc::clone(&self.strip),
             endpoint: at.clone(),
             template: mapped.template.to_owned(),
         })
@@ -426,7 +432,17 @@ fn overlaps(connections: &[BoundConnection]) -> Vec<Diagnostic> {
     let mut problems = Vec::new();
     for (at, left) in connections.iter().enumerate() {
         for right in connections.iter().skip(at + 1) {
-            if let Some((a, b)) = shared_call(left, right) {
+            if left.connector.is_opaque() != right.connector.is_opaque() && share_host(left, right)
+            {
+                let message = format!(
+                    "the connections `{}` (at {}) and `{}` name the same host and port, and one of them is opaque",
+                    left.connection.name(),
+                    left.connection.place(),
+                    right.connection.name()
+                );
+                let hint = "what is opaque is not read; give them different hosts or ports";
+                problems.push(right.connection.place().diagnostic(message).hint(hint));
+            } else if let Some((a, b)) = shared_call(left, right) {
                 let (names, place) = (
                     (left.connection.name(), right.connection.name()),
                     left.connection.place(),
@@ -447,15 +463,16 @@ fn overlaps(connections: &[BoundConnection]) -> Vec<Diagnostic> {
     problems
 }
 
+fn share_host(left: &BoundConnection, right: &BoundConnection) -> bool {
+    let shares = |host: &HostPattern| right.hosts.iter().any(|other| host.overlaps(other));
+    left.hosts.iter().any(shares)
+}
+
 fn shared_call<'c>(
     left: &'c BoundConnection,
     right: &'c BoundConnection,
 ) -> Option<(&'c Capability, &'c Capability)> {
-    let hosts = left
-        .hosts
-        .iter()
-        .any(|host| right.hosts.iter().any(|other| host.overlaps(other)));
-    if !hosts {
+    if !share_host(left, right) {
         return None;
     }
     let offered = |bound: &'c BoundConnection| {

@@ -51,8 +51,10 @@ reasons! {
     CgroupGone, "cgroup_gone", "The cgroup was gone before it was governed.";
     CgroupUnfit, "cgroup_unfit", "This cgroup cannot be governed.";
     CgroupUnknown, "cgroup_unknown", "This is no cgroup of the hierarchy that the daemon uses.";
+    CompressionBomb, "compression_bomb", "A compressed body grows beyond all measure.";
     ConnectMethod, "connect_method", "CONNECT is not offered.";
     CredentialUnavailable, "credential_unavailable", "The credential of this connection is missing or revoked.";
+    EncryptedHello, "encrypted_hello", "The TLS client insists on hiding which name it asks for.";
     EnforcementBroken, "enforcement_broken", "The kernel side is not as it must be and could not be repaired.";
     EnforcementFailed, "enforcement_failed", "The kernel side could not be made ready for the workload.";
     HostUnknown, "host_unknown", "No connection of the agent names this host.";
@@ -78,6 +80,7 @@ reasons! {
     SniMissing, "sni_missing", "The TLS client named no server.";
     TlsHandshake, "tls_handshake", "The TLS handshake failed.";
     TlsRefusedByClient, "tls_refused_by_client", "The client does not trust the tenant's certificate authority.";
+    TunnelLimit, "tunnel_limit", "The connection carried more, or lasted longer, than it may.";
     Unmapped, "unmapped", "No capability of the connection matches this request.";
     UpstreamAddress, "upstream_address", "The upstream's name leads to an address that is not public.";
     UpstreamCertificate, "upstream_certificate", "The upstream's certificate could not be verified.";

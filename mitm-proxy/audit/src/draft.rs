@@ -56,6 +56,7 @@ pub(crate) fn outcome(record: &mut Record, outcome: Outcome) {
     record.status = outcome.status;
     record.request_bytes = Some(outcome.request_bytes);
     record.response_bytes = Some(outcome.response_bytes);
+    (record.request_frames, record.response_frames) = outcome.frames.unzip();
     record.upstream_us = Some(u64::try_from(outcome.upstream.as_micros()).unwrap_or(u64::MAX));
     record.detail = outcome.detail.and_then(text);
     let mut salt = [0; 16];

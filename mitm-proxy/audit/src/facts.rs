@@ -62,6 +62,8 @@ pub struct Outcome {
     pub request_bytes: u64,
     /// Body bytes received from upstream.
     pub response_bytes: u64,
+    /// Frames sent and received, where the call became a WebSocket.
+    pub frames: Option<(u64, u64)>,
     /// SHA-256 of the request body. The ledger salts it.
     pub request_digest: Option<Digest>,
     /// SHA-256 of the response body. The ledger salts it.
@@ -84,6 +86,7 @@ impl Outcome {
             detail: None,
             request_bytes: 0,
             response_bytes: 0,
+            frames: None,
             request_digest: None,
             response_digest: None,
             credential: None,

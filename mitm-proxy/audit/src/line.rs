@@ -46,6 +46,8 @@ pub(crate) fn write(record: &Record, out: &mut Vec<u8>) -> Written {
         response_digest,
         request_bytes,
         response_bytes,
+        request_frames,
+        response_frames,
         upstream_us,
         by,
         trace,
@@ -100,6 +102,8 @@ pub(crate) fn write(record: &Record, out: &mut Vec<u8>) -> Written {
     some(out, ",\"response_digest\":", response_digest)?;
     some(out, ",\"request_bytes\":", request_bytes)?;
     some(out, ",\"response_bytes\":", response_bytes)?;
+    some(out, ",\"request_frames\":", request_frames)?;
+    some(out, ",\"response_frames\":", response_frames)?;
     some(out, ",\"upstream_us\":", upstream_us)?;
     some(out, ",\"by\":", by)?;
     some(out, ",\"trace\":", trace)?;

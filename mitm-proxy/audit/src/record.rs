@@ -50,6 +50,8 @@
 //! | `response_digest` | digest | outcome | SHA-256(salt ‖ SHA-256(response body)) |
 //! | `request_bytes` | integer | outcome | body bytes sent upstream |
 //! | `response_bytes` | integer | outcome | body bytes received from upstream |
+//! | `request_frames` | integer | outcome | WebSocket frames sent upstream |
+//! | `response_frames` | integer | outcome | WebSocket frames received from upstream |
 //! | `upstream_us` | integer | outcome | microseconds from the first byte sent to the last received |
 //! | `by` | string | event | the person who did it |
 //! | `trace` | string | intent, outcome, refusal | joins records, metrics and traces |
@@ -263,6 +265,10 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_frames: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_frames: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_us: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
@@ -309,6 +315,8 @@ impl Record {
             response_digest: None,
             request_bytes: None,
             response_bytes: None,
+            request_frames: None,
+            response_frames: None,
             upstream_us: None,
             by: None,
             trace: None,

@@ -10,7 +10,7 @@ use crate::request::{HOP_BY_HOP, Request};
 
 /// Headers that are not bound, since clients rightly change them from one attempt to the next and they change nothing that the
 /// call does. Headers of one hop are not bound either: they end here.
-const VARY: [&str; 12] = [
+const VARY: [&str; 13] = [
     "accept",
     "accept-charset",
     "accept-encoding",
@@ -19,6 +19,7 @@ const VARY: [&str; 12] = [
     "content-length",
     "date",
     "idempotency-key",
+    "sec-websocket-key",
     "traceparent",
     "tracestate",
     "user-agent",
@@ -45,6 +46,10 @@ pub(super) fn digest(request: &Request, body: &[u8], stripped: &[Strip]) -> Dige
     match request.body.trailers() {
         Some(trailers) => bound.fields(trailers, stripped),
         None => bound.count(0),
+    }
+    // A yes to a request is none to a channel that begins with it.
+    if request.socket.is_some() {
+        bound.bytes(b"websocket");
     }
     Digest::of(&bound.0)
 }

@@ -77,6 +77,10 @@ pub(crate) fn agent_reason(error: &std::io::Error) -> Reason {
             | Alert::CertificateExpired
             | Alert::AccessDenied,
         )) => Reason::TlsRefusedByClient,
+        // The name that it shows is served like any other; the one that it hides is not to be had (RFC 9849 section 6.1.6).
+        Some(rustls::Error::AlertReceived(Alert::EncryptedClientHelloRequired)) => {
+            Reason::EncryptedHello
+        }
         _ => Reason::TlsHandshake,
     }
 }

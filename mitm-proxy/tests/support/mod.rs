@@ -7,6 +7,7 @@
 )]
 
 pub mod agent;
+pub mod peer;
 pub mod upstream;
 
 use std::collections::HashMap;
@@ -380,12 +381,13 @@ pub fn bundle(agent: &str, policies: &str) -> Bundle {
     let stub = [STUB, &capabilities].concat();
     let stubs = stubs.map(|id| source(format!("connectors.d/{id}.toml"), stub.replace("STUB", id)));
     let pay = source("connectors.d/pay.toml".into(), CONNECTOR.to_owned());
+    let open = source("connectors.d/open.toml".into(), peer::CONNECTOR.to_owned());
     let sources = Sources {
         agents: vec![
             source("agents.d/support.toml".into(), agent.to_owned()),
             source("agents.d/other.toml".into(), other),
         ],
-        connectors: std::iter::once(pay).chain(stubs).collect(),
+        connectors: [pay, open].into_iter().chain(stubs).collect(),
         policies: vec![source("policies/test.cedar".into(), policies.to_owned())],
     };
     Bundle::load(&sources).unwrap_or_else(|problems| panic!("{problems}"))
@@ -460,6 +462,13 @@ risk = "read"
 match = { method = "GET", path = "/v1/stream" }
 [capability.examples]
 hit = [{ method = "GET", path = "/v1/stream" }]
+
+[[capability]]
+name = "socket"
+risk = "read"
+match = { method = "GET", path = "/v1/socket", websocket = true }
+[capability.examples]
+hit = [{ method = "GET", path = "/v1/socket", headers = { upgrade = "websocket" } }]
 
 [[capability]]
 name = "notes.create"

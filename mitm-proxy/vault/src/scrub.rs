@@ -70,7 +70,7 @@ impl Scrubber {
 
     /// A header value or another text that is there as a whole.
     pub fn scrub_str<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        match self.scrub_whole(text.as_bytes()) {
+        match self.scrub_bytes(text.as_bytes()) {
             None => Cow::Borrowed(text),
             Some(clean) => Cow::Owned(String::from_utf8_lossy(&clean).into_owned()),
         }
@@ -78,14 +78,15 @@ impl Scrubber {
 
     /// A header value, whatever bytes it has.
     pub fn scrub_value(&self, value: &HeaderValue) -> HeaderValue {
-        let clean = self.scrub_whole(value.as_bytes());
+        let clean = self.scrub_bytes(value.as_bytes());
         // An asterisk is valid wherever another byte was.
         clean
             .and_then(|clean| HeaderValue::from_bytes(&clean).ok())
             .unwrap_or_else(|| value.clone())
     }
 
-    fn scrub_whole(&self, text: &[u8]) -> Option<Vec<u8>> {
+    /// Bytes that are there as a whole; `None` where nothing of them had to be hidden.
+    pub fn scrub_bytes(&self, text: &[u8]) -> Option<Vec<u8>> {
         let spans = self.forms.as_ref()?.spans(text);
         (!spans.is_empty()).then(|| {
             let mut clean = text.to_vec();

@@ -280,7 +280,7 @@ mod tests {
                 .collect(),
             credential: None,
             auth: crate::Auth::None,
-            strip: Vec::new(),
+            strip: std::sync::Arc::from([]),
             endpoint: "api.desk.example.com:443".parse().unwrap(),
             template: String::new(),
         }

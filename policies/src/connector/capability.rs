@@ -41,6 +41,7 @@ pub(super) enum BodyUse {
 pub(super) struct Matcher {
     pub(super) methods: Vec<String>,
     pub(super) template: Template,
+    pub(super) websocket: bool,
     pub(super) host: Option<HostPattern>,
     pub(super) conditions: Conditions,
 }
@@ -160,6 +161,7 @@ impl Matcher {
             .methods
             .iter()
             .any(|method| other.methods.contains(method));
-        hosts && paths && methods && !self.conditions.excludes(&other.conditions)
+        let kinds = self.websocket == other.websocket;
+        hosts && paths && methods && kinds && !self.conditions.excludes(&other.conditions)
     }
 }

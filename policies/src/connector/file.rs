@@ -200,6 +200,9 @@ pub(super) struct RawCapability {
 pub(super) struct RawMatch {
     pub(super) method: OneOrMany<String>,
     pub(super) path: Spanned<String>,
+    /// The request asks to become a WebSocket; without it such a request is never this capability.
+    #[serde(default)]
+    pub(super) websocket: bool,
     pub(super) host: Option<Spanned<HostPattern>>,
     #[serde(default)]
     pub(super) query: BTreeMap<String, Spanned<RawTest>>,

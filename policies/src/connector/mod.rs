@@ -39,6 +39,7 @@ pub struct Connector {
     notes: String,
     hosts: Vec<HostPattern>,
     require_hosts: bool,
+    opaque: bool,
     default_host: Option<HostPattern>,
     auth: Auth,
     auth_by_host: Vec<(HostPattern, Auth)>,
@@ -135,6 +136,11 @@ impl Connector {
         self.capabilities.iter().flat_map(run).collect()
     }
 
+    /// Whether its hosts speak something else than HTTP: to connect is all that there is to decide.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.opaque
+    }
+
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }
@@ -166,7 +172,7 @@ impl Connector {
         let request = Request::head(head).ok()?;
         let (candidates, _) =
             self.routes
-                .candidates(&self.capabilities, at, request.method, request.path);
+                .candidates(&self.capabilities, at, request.kind(), request.path);
         route::body_limit(&candidates)
     }
 
@@ -179,13 +185,18 @@ impl Connector {
     ) -> Result<Option<Mapped<'c>>, Refused> {
         let (candidates, near) =
             self.routes
-                .candidates(&self.capabilities, at, request.method, request.path);
+                .candidates(&self.capabilities, at, request.kind(), request.path);
         if candidates.is_empty() {
             return Err(Refused::unmapped(match near.first() {
                 Some(near) => format!(
-                    "no capability of {} is {} here; the path is known for {}",
+                    "no capability of {} is {}{} here; the path is known for {}",
                     self.id,
                     request.method,
+                    if request.websocket {
+                        " of a WebSocket"
+                    } else {
+                        ""
+                    },
                     near.id()
                 ),
                 None => format!("no capability of {} has this path", self.id),

@@ -37,6 +37,8 @@ pub(crate) struct Request<'a> {
     pub(crate) path: RawPath<'a>,
     pub(crate) query: Fields,
     pub(crate) body: Body,
+    /// It asks to become a WebSocket.
+    pub(crate) websocket: bool,
     view: RequestView<'a>,
 }
 
@@ -93,7 +95,10 @@ impl<'a> Request<'a> {
         }
         let path = RawPath::parse(view.path)?;
         let query = Fields::parse("query", view.query.unwrap_or_default().as_bytes())?;
+        let upgrade = view.headers.iter().find(|(name, _)| *name == "upgrade");
+        let websocket = upgrade.is_some_and(|(_, to)| to.eq_ignore_ascii_case("websocket"));
         let request = Request {
+            websocket,
             method: view.method,
             path,
             query,
@@ -112,6 +117,11 @@ impl<'a> Request<'a> {
             )));
         }
         Ok(request)
+    }
+
+    /// What capabilities are told apart by besides the path.
+    pub(crate) fn kind(&self) -> (&'a str, bool) {
+        (self.method, self.websocket)
     }
 
     /// Reads the body too, as its one Content-Type says.

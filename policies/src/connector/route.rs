@@ -62,7 +62,7 @@ impl Routes {
         &'c self,
         capabilities: &'c [Capability],
         at: &Endpoint,
-        method: &str,
+        (method, websocket): (&str, bool),
         path: RawPath<'c>,
     ) -> (Vec<Candidate<'c>>, Vec<&'c Capability>) {
         let (mut found, mut near) = (Vec::new(), Vec::new());
@@ -82,7 +82,8 @@ impl Routes {
                 let Some(matcher) = capability.matchers.get(*matcher) else {
                     continue;
                 };
-                if matcher.methods.iter().any(|known| known == method) {
+                let fits = matcher.methods.iter().any(|known| known == method);
+                if fits && matcher.websocket == websocket {
                     let holes = matcher
                         .template
                         .names()

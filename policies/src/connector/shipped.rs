@@ -24,6 +24,7 @@ shipped!(
     "generic-http.toml",
     "github.toml",
     "jira.toml",
+    "opaque.toml",
     "openai.toml",
     "slack.toml",
     "stripe.toml"

@@ -62,6 +62,8 @@ fn full() -> Record {
         response_digest: Some(digest),
         request_bytes: Some(10),
         response_bytes: Some(20),
+        request_frames: Some(4),
+        response_frames: Some(5),
         upstream_us: Some(30),
         by: Some("root".to_owned()),
         trace: Some("4bf9".to_owned()),
@@ -86,7 +88,7 @@ fn record_bytes_are_as_documented() {
         r#""answers":[{"approver":"alice","groups":["finance"],"verdict":"approve","at":"2027-01-15T08:00:00.005Z","note":null}],"#.to_owned(),
         r#""method":"POST","host":"api.stripe.com","path":"/v1/refunds","#.to_owned(),
         r#""workload":{"id":4711,"pid":42,"exe":"/usr/bin/python3","cgroup":"sluice/agents/acme.support.1"},"credential_version":2,"#.to_owned(),
-        format!(r#""salt":"{salt}","request_digest":"{EMPTY}","response_digest":"{EMPTY}","request_bytes":10,"response_bytes":20,"upstream_us":30,"#),
+        format!(r#""salt":"{salt}","request_digest":"{EMPTY}","response_digest":"{EMPTY}","request_bytes":10,"response_bytes":20,"request_frames":4,"response_frames":5,"upstream_us":30,"#),
         r#""by":"root","trace":"4bf9","detail":"words"}"#.to_owned(),
     ];
     let line = serde_json::to_string(&full()).unwrap();

@@ -18,6 +18,9 @@ use crate::{CapabilityId, Diagnostics, HostPattern, Source, Strip};
 use std::ops::Range;
 use toml::Spanned;
 
+/// The method of a connection that is not read.
+const CONNECT: &str = "CONNECT";
+
 /// Headers that are always removed: what an agent could bring a session or a second identity in.
 const ALWAYS_STRIPPED: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
 
@@ -54,6 +57,7 @@ pub(super) fn connector(raw: RawConnector, source: &Source) -> Result<Connector,
         .collect();
     compiler.overlaps(&capabilities);
     compiler.unserved(&capabilities);
+    let opaque = compiler.opaque(&capabilities);
     let routes = compiler.routes(&capabilities);
     let problems = compiler.problems;
     problems.or(Connector {
@@ -65,6 +69,7 @@ pub(super) fn connector(raw: RawConnector, source: &Source) -> Result<Connector,
             .iter()
             .map(|host| host.get_ref().clone())
             .collect(),
+        opaque,
         require_hosts: raw.require_hosts || raw.hosts.is_empty(),
         default_host: raw.default_host.as_ref().map(|host| host.get_ref().clone()),
         settable_auth: raw.auth.get_ref().settable,
@@ -200,6 +205,28 @@ impl Compiler<'_> {
         (before == self.problems.0.len()).then_some(capability)
     }
 
+    /// Whether this is a connector of hosts that do not speak HTTP: then connecting is all that it knows.
+    fn opaque(&mut self, capabilities: &[Capability]) -> bool {
+        let connects = |matcher: &Matcher| matcher.methods.iter().any(|method| method == CONNECT);
+        let matchers = || {
+            capabilities
+                .iter()
+                .flat_map(|capability| &capability.matchers)
+        };
+        let opaque = matchers().any(connects);
+        if opaque && !matchers().all(|matcher| matcher.methods == [CONNECT]) {
+            let message = "`CONNECT` is a connection that is not read; a connector has only such capabilities, or none";
+            self.problem(self.raw.id.span(), message);
+        }
+        let auth = self.raw.auth.get_ref();
+        if opaque && (auth.settable || auth.kind() != Ok(crate::Auth::None)) {
+            let message =
+                "nothing is put into a connection that is not read; `auth` is { kind = \"none\" }";
+            self.problem(self.raw.auth.span(), message);
+        }
+        opaque
+    }
+
     fn matcher(&mut self, raw: &RawMatch) -> Option<Matcher> {
         let span = raw.path.span();
         let template = self.check(span.clone(), Template::parse(raw.path.get_ref()))?;
@@ -210,6 +237,9 @@ impl Compiler<'_> {
         };
         if raw.method.0.is_empty() || !raw.method.0.iter().all(method) {
             self.problem(span, "`method` is a method in capitals, or a list of them");
+        }
+        if raw.websocket && raw.method.0 != ["GET"] {
+            self.problem(raw.path.span(), "a WebSocket is asked for with GET");
         }
         let host = raw.host.as_ref().or(self.raw.default_host.as_ref());
         if let Some(host) = host.filter(|host| {
@@ -228,6 +258,7 @@ impl Compiler<'_> {
         Some(Matcher {
             methods: raw.method.0.clone(),
             template,
+            websocket: raw.websocket,
             host: host.map(|host| host.get_ref().clone()),
             conditions,
         })
