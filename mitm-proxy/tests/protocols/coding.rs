@@ -88,11 +88,19 @@ async fn an_answer_that_is_a_bomb_or_broken_breaks_off_by_name() {
         let mut reply = encoded("gzip", &bytes);
         reply.chunks = vec![Bytes::from(bytes)];
         world.upstream.answers(reply);
-        let mut client = world.http1(HOST).await;
+        let Client::Http1(mut client) = world.http1(HOST).await else {
+            panic!("not HTTP/1");
+        };
         let request = Request::get("/v1/echo").header("host", HOST);
-        let answer = client.send(request.body(Full::default()).unwrap()).await;
-        let read = http_body_util::BodyExt::collect(answer.into_body()).await;
-        assert!(read.is_err());
+        let request = request.body(Full::default()).unwrap();
+        // It may break off before its head was flushed.
+        let whole = match client.send_request(request).await {
+            Ok(answer) => http_body_util::BodyExt::collect(answer.into_body())
+                .await
+                .is_ok(),
+            Err(_) => false,
+        };
+        assert!(!whole);
         let records = world
             .records_until(|records| {
                 records
