@@ -494,15 +494,21 @@ fn advice(reason: Reason, workload: &Workload) -> String {
     )
 }
 
-/// A request that hyper could not parse; it has answered 400 by itself.
+/// A request that hyper could not parse (it has answered 400 by itself), or whose body's framing broke.
 fn unreadable(error: &hyper::Error, connection: &Connection) -> Result<(), Dropped> {
     let reason = if error.is_parse_version_h2() {
         Reason::ProtocolUnsupported
+    } else if connection.flaw.get().is_some() {
+        Reason::AmbiguousRequest
     } else if error.is_parse() {
         Reason::MalformedRequest
     } else {
         return Ok(());
     };
+    let error = connection
+        .flaw
+        .get()
+        .map_or_else(|| error.to_string(), ToString::to_string);
     Err(Dropped {
         reason,
         workload: Some(Box::new(connection.workload.clone())),

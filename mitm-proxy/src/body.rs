@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::refusal::Refusal;
 use crate::trailers;
+use crate::wire::may_trail;
 
 /// A request body, on its way upstream.
 #[derive(Debug)]
@@ -170,22 +171,48 @@ async fn collect(
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
+    trailers.as_ref().map_or(Ok(()), check_trailers).map_err(
+        |error: BodyError| Refusal::new(Reason::AmbiguousRequest, format!("The request is not canonical: {error}.")),
+    )?;
     Ok((bytes.freeze(), trailers))
+}
+
+/// Why a body that is on its way cannot be sent to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the agent broke it off: {0}")]
+    Agent(#[from] hyper::Error),
+    #[error("a trailer says what only a head may say")]
+    Trailer,
+}
+
+/// Nothing that decides or authorises comes behind the body, where it would come after the decision.
+fn check_trailers(trailers: &HeaderMap) -> Result<(), BodyError> {
+    let plain = |name: &http::HeaderName| may_trail(name.as_str().as_bytes());
+    if trailers.keys().all(plain) {
+        Ok(())
+    } else {
+        Err(BodyError::Trailer)
+    }
 }
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let mut frame = match &mut this.inner {
             Inner::Live(incoming) => match Pin::new(incoming).poll_frame(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(frame) => frame,
+                Poll::Ready(frame) => frame.map(|frame| {
+                    let frame = frame?;
+                    frame.trailers_ref().map_or(Ok(()), check_trailers)?;
+                    Ok(frame)
+                }),
             },
             Inner::Whole {
                 bytes,

@@ -64,6 +64,13 @@ impl Request {
             )
             .and_close());
         }
+        // HTTP/1's heads are read in `wire`; HTTP/2 folds equal lengths into one, and whoever comes next may not.
+        if parts.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+            return Err(Refusal::new(
+                Reason::AmbiguousRequest,
+                "Content-Length stands twice.",
+            ));
+        }
         if parts.method == Method::CONNECT {
             let detail = "CONNECT is not served: every connection is already taken to the name that it asked for.";
             return Err(Refusal::new(Reason::ConnectMethod, detail).and_close());

@@ -34,6 +34,7 @@ use crate::response::{Debt, EncodedAnswer, ResponseBody, relay};
 use crate::settings::Settings;
 use crate::tls::{H2, HTTP_1_1, verify};
 use crate::websocket::{self, Asked, Switched};
+use crate::wire::Flaw;
 
 /// The way out.
 pub(crate) struct Upstream {
@@ -52,6 +53,7 @@ pub(crate) struct Departure<'a> {
     /// HTTP/2 without negotiation, as the agent spoke it.
     pub(crate) prior_knowledge: bool,
     pub(crate) settings: &'a Settings,
+    pub(crate) flaw: &'a Flaw,
     pub(crate) sent: Tally,
     pub(crate) started: Instant,
     /// The agent asks for a WebSocket: a connection of its own, in HTTP/1.1, and where its tunnel goes.
@@ -72,6 +74,7 @@ impl<'a> Departure<'a> {
             secure: connection.secure,
             prior_knowledge: connection.prior_knowledge,
             settings,
+            flaw: &connection.flaw,
             sent: request.body.tally(),
             started,
             socket: request.socket.take(),
@@ -231,6 +234,7 @@ impl Upstream {
             };
             match failed.unsent {
                 Some(unsent) if connection.reused => request = back_to_origin_form(*unsent),
+                _ if failed.error.is_user() => return Err(broken_body(&failed.error, departure)),
                 _ => {
                     let detail = format!(
                         "The call to {} broke off: {}.",
@@ -377,6 +381,19 @@ impl Upstream {
                 )
             })?
     }
+}
+
+/// The agent's own body broke the call off, half sent.
+fn broken_body(error: &hyper::Error, departure: &Departure<'_>) -> Failed {
+    if let Some(flaw) = departure.flaw.get() {
+        let detail = format!("The request's body is not canonical: {flaw}.");
+        return Failed::new(Reason::AmbiguousRequest, detail);
+    }
+    let detail = match std::error::Error::source(error) {
+        Some(cause) => format!("The request's body cannot be sent to its end: {cause}."),
+        None => format!("The request's body cannot be sent to its end: {error}."),
+    };
+    Failed::new(Reason::MalformedRequest, detail)
 }
 
 async fn handshake<IO>(

@@ -191,11 +191,12 @@ impl Framing {
             }
             State::Trailers => {
                 if self.take_line(bytes, self.head_limit)? {
-                    let last = self.line == b"\r\n";
-                    self.line.clear();
-                    if last {
+                    if self.line == b"\r\n" {
                         self.state = State::Head;
+                    } else {
+                        trailer(&self.line)?;
                     }
+                    self.line.clear();
                 }
             }
             State::Head => {
@@ -246,14 +247,17 @@ fn chunk_size(line: &[u8]) -> Result<u64, &'static str> {
     let text = text
         .strip_suffix("\r\n")
         .ok_or("a chunk size does not end in CRLF")?;
-    let digits = text
-        .split_once(';')
-        .map_or(text, |(digits, _)| digits)
-        .trim_end_matches([' ', '\t']);
+    let (digits, extensions) = text.split_once(';').unwrap_or((text, ""));
+    // Nobody is known to need extensions; those that are not plain names and values are where readers differ.
+    if !extensions
+        .bytes()
+        .all(|byte| is_token(byte) || matches!(byte, b'=' | b';'))
+    {
+        return Err("a chunk extension is not plain");
+    }
     if digits.is_empty()
         || digits.len() > 15
         || !digits.bytes().all(|byte| byte.is_ascii_hexdigit())
-        || text.contains('\r')
     {
         return Err("a chunk size is not a plain hexadecimal number");
     }
@@ -266,23 +270,12 @@ fn framing_of(head: &[u8]) -> Result<State, &'static str> {
     let mut length: Option<u64> = None;
     let mut chunked = false;
     let mut hosts = 0_u32;
-    for line in lines.split(|byte| *byte == b'\n').skip(1) {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.contains(&b'\r') {
-            return Err("a bare CR stands inside a header");
-        }
-        if line.starts_with(b" ") || line.starts_with(b"\t") {
-            return Err("a header is folded over two lines");
-        }
-        let colon = line
-            .iter()
-            .position(|byte| *byte == b':')
-            .ok_or("a header line has no colon")?;
-        let (name, value) = line.split_at(colon);
-        let value = value.get(1..).unwrap_or_default().trim_ascii();
-        if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
-            return Err("a header name holds a byte that names cannot hold");
-        }
+    let mut lines = lines
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    request_line(lines.next().unwrap_or_default())?;
+    for line in lines {
+        let (name, value) = field(line)?;
         if name.eq_ignore_ascii_case(b"content-length") {
             let digits =
                 std::str::from_utf8(value).map_err(|_| "Content-Length is not a number")?;
@@ -316,6 +309,100 @@ fn framing_of(head: &[u8]) -> Result<State, &'static str> {
         (Some(0) | None, false) => Ok(State::Head),
         (Some(length), false) => Ok(State::Length(length)),
     }
+}
+
+/// Method, target and version, each once, with one space between them; in the target no byte that a reader has to repair,
+/// and no fragment, which some cut off and others send.
+fn request_line(line: &[u8]) -> Result<(), &'static str> {
+    let mut words = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(_), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err("the request line is not three words");
+    };
+    if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
+        return Err("the method holds a byte that methods cannot hold");
+    }
+    if target.contains(&b'#') {
+        return Err("the request target holds a fragment");
+    }
+    if !target
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() && *byte != b'\\')
+    {
+        return Err("the request target holds a byte that must be percent-encoded");
+    }
+    Ok(())
+}
+
+/// A field line as name and value; folded, nameless or broken ones are flaws.
+fn field(line: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
+    if line.contains(&b'\r') {
+        return Err("a bare CR stands inside a header");
+    }
+    if line.starts_with(b" ") || line.starts_with(b"\t") {
+        return Err("a header is folded over two lines");
+    }
+    let colon = line
+        .iter()
+        .position(|byte| *byte == b':')
+        .ok_or("a header line has no colon")?;
+    let (name, value) = line.split_at(colon);
+    if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
+        return Err("a header name holds a byte that names cannot hold");
+    }
+    Ok((name, value.get(1..).unwrap_or_default().trim_ascii()))
+}
+
+fn trailer(line: &[u8]) -> Result<(), &'static str> {
+    let (name, value) = field(line.strip_suffix(b"\r\n").unwrap_or(line))?;
+    if value.iter().any(u8::is_ascii_control) {
+        return Err("a trailer holds a control byte");
+    }
+    if !may_trail(name) {
+        return Err("a trailer says what only a head may say");
+    }
+    Ok(())
+}
+
+/// What decides, frames or authorises a request may not come behind its body: there it would come after the decision
+/// (RFC 9110 section 6.5.1).
+pub(crate) fn may_trail(name: &[u8]) -> bool {
+    const HEAD_ONLY: [&str; 23] = [
+        "authorization",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-range",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "range",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-http-method",
+        "x-http-method-override",
+        "x-method-override",
+        "x-original-uri",
+        "x-original-url",
+        "x-rewrite-url",
+    ];
+    // As CGI reads it.
+    let dashed = |byte: &u8| if *byte == b'_' { b'-' } else { *byte };
+    !HEAD_ONLY.iter().any(|head| {
+        head.len() == name.len()
+            && name
+                .iter()
+                .map(dashed)
+                .zip(head.bytes())
+                .all(|(given, head)| given.eq_ignore_ascii_case(&head))
+    })
 }
 
 /// RFC 9110 section 5.6.2.
@@ -367,7 +454,7 @@ mod tests {
 
     #[test]
     fn request_smuggling_shapes_are_flaws() {
-        let bad: [&[u8]; 16] = [
+        let bad: [&[u8]; 22] = [
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
@@ -384,6 +471,12 @@ mod tests {
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3 \r\nabc\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent_Length: 1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: a\r\n b\r\n\r\n",
+            b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
         ];
         for bytes in bad {
             assert!(

@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod peer;
+pub mod raw;
 pub mod upstream;
 
 use std::collections::HashMap;
