@@ -4,6 +4,7 @@
 
 mod accounts;
 mod duration;
+mod limits;
 mod merge;
 mod panic;
 mod settings;

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Response;
@@ -25,7 +26,11 @@ use tokio_util::task::TaskTracker;
 use crate::Proxy;
 use crate::names::pool::InUse;
 use crate::probe::{self, is_probe};
+use crate::refusal::Refusal;
 use crate::response::ResponseBody;
+use crate::settings::Limits;
+use crate::share::{Of, Place, Share};
+use crate::stall::Impatient;
 use crate::tls::{H2, HTTP_1_1, verify};
 use crate::websocket::Switched;
 use crate::wire::{Flaw, Watched};
@@ -50,13 +55,21 @@ pub(crate) struct Connection {
     pub(crate) flaw: Flaw,
     /// What it became, if not HTTP for ever.
     pub(crate) switched: Switched,
+    /// What its agent has of what all share.
+    pub(crate) share: Arc<Share>,
     endpoint: Endpoint,
     /// Keeps the address from standing for another name while this connection is open.
     _name: Option<InUse>,
 }
 
 impl Connection {
-    fn new(workload: Workload, destination: SocketAddr, name: Name, secure: bool) -> Self {
+    fn new(
+        workload: Workload,
+        destination: SocketAddr,
+        name: Name,
+        secure: bool,
+        share: Arc<Share>,
+    ) -> Self {
         let endpoint = Endpoint {
             host: name.host.clone(),
             port: destination.port(),
@@ -70,9 +83,23 @@ impl Connection {
             barred: name.barred,
             flaw: Flaw::default(),
             switched: Switched::default(),
+            share,
             endpoint,
             _name: name.held,
         }
+    }
+
+    /// A place for one more call of this agent.
+    pub(crate) fn admit(&self, limits: &Limits) -> Result<Place, Refusal> {
+        self.share
+            .take(Of::Calls, limits.bound(Of::Calls))
+            .ok_or_else(|| {
+                let detail = format!(
+                    "{} has as many calls under way as it may; wait for some of them to end.",
+                    self.workload.agent
+                );
+                Refusal::new(Reason::Overloaded, detail)
+            })
     }
 
     /// Where its requests go.
@@ -197,12 +224,23 @@ impl Proxy {
                 detail,
             });
         }
+        let share = self.shares().of(&workload.agent);
+        let bound = self.settings().limits.bound(Of::Connections);
+        let Some(_place) = share.take(Of::Connections, bound) else {
+            let detail = format!("{} has as many connections open as it may.", workload.agent);
+            return Err(Dropped {
+                reason: Reason::Overloaded,
+                workload: Some(Box::new(workload)),
+                host: destination.to_string(),
+                detail,
+            });
+        };
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY towards the agent");
         }
         let watched = workload.clone();
         tokio::select! {
-            ended = self.speak(stream, workload, destination, deadline, stop) => ended,
+            ended = self.speak(stream, workload, destination, deadline, share, stop) => ended,
             () = self.workloads().cut(&watched) => Ok(()),
         }
     }
@@ -214,6 +252,7 @@ impl Proxy {
         workload: Workload,
         destination: SocketAddr,
         deadline: tokio::time::Instant,
+        share: Arc<Share>,
         stop: &CancellationToken,
     ) -> Result<(), Dropped> {
         let dropped = |workload: Workload, (reason, detail): (Reason, String)| Dropped {
@@ -225,7 +264,7 @@ impl Proxy {
         if self.is_opaque(&workload, destination) {
             // Before anything is read: in some protocols the server speaks first.
             let name = self.name(&workload, destination);
-            let connection = Connection::new(workload, destination, name, false);
+            let connection = Connection::new(workload, destination, name, false, share);
             Box::pin(self.opaque(stream, &connection, stop)).await;
             return Ok(());
         }
@@ -238,12 +277,13 @@ impl Proxy {
         match protocol {
             Protocol::Http => {
                 let name = self.name(&workload, destination);
-                let connection = Arc::new(Connection::new(workload, destination, name, false));
+                let connection =
+                    Arc::new(Connection::new(workload, destination, name, false, share));
                 self.http1(stream, connection, stop).await
             }
             Protocol::Http2 => {
                 let name = self.name(&workload, destination);
-                let mut connection = Connection::new(workload, destination, name, false);
+                let mut connection = Connection::new(workload, destination, name, false, share);
                 connection.prior_knowledge = true;
                 Box::pin(self.http2(stream, Arc::new(connection), stop)).await
             }
@@ -267,7 +307,8 @@ impl Proxy {
                     }
                 };
                 let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
-                let connection = Arc::new(Connection::new(workload, destination, name, true));
+                let connection =
+                    Arc::new(Connection::new(workload, destination, name, true, share));
                 if h2 {
                     Box::pin(self.http2(stream, connection, stop)).await
                 } else {
@@ -379,7 +420,10 @@ impl Proxy {
     {
         let settings = self.settings();
         let limits = &settings.limits;
+        let stalled = Arc::<AtomicBool>::default();
+        let io = Impatient::new(io, limits.stall, Arc::clone(&stalled));
         let io = Watched::new(io, Arc::clone(&connection.flaw), limits.head_bytes);
+        let begun = io.begun();
         let own = Arc::clone(&connection);
         let serving = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -402,7 +446,11 @@ impl Proxy {
             };
             // Its room is given back before a tunnel takes its own.
             drop(serving);
-            ended.or_else(|error| unreadable(&error, &connection))?;
+            ended.or_else(|error| {
+                let late = error.is_timeout() && begun.load(Ordering::Acquire);
+                gave_up(&connection, &stalled, late)?;
+                unreadable(&error, &connection)
+            })?;
             let Some(sockets) = connection.switched.take() else {
                 return Ok(());
             };
@@ -425,6 +473,8 @@ impl Proxy {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let limits = self.settings().limits.clone();
+        let stalled = Arc::<AtomicBool>::default();
+        let io = Impatient::new(io, limits.stall, Arc::clone(&stalled));
         let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .adaptive_window(true)
@@ -443,7 +493,10 @@ impl Proxy {
                 serving.await
             }
         };
-        ended.or_else(|error| unreadable(&error, &connection))
+        ended.or_else(|error| {
+            gave_up(&connection, &stalled, false)?;
+            unreadable(&error, &connection)
+        })
     }
 
     /// One request of a connection; refusals are answers, too, so that nothing is an error to hyper.
@@ -492,6 +545,25 @@ fn advice(reason: Reason, workload: &Workload) -> String {
          tenant's CA, and `sluice trust scan DIR` finds the bundles to name with `sluice run --trust FILE`.",
         workload.agent
     )
+}
+
+/// A peer that was too slow: with its request's head, or in taking its answer.
+fn gave_up(connection: &Connection, stalled: &AtomicBool, late: bool) -> Result<(), Dropped> {
+    let (reason, detail) = if stalled.load(Ordering::Acquire) {
+        let detail = "Nothing of an answer was taken for longer than `limits.stall`.";
+        (Reason::AnswerNotTaken, detail)
+    } else if late {
+        let detail = "A request's head was begun and not finished within `limits.head`.";
+        (Reason::RequestTimeout, detail)
+    } else {
+        return Ok(());
+    };
+    Err(Dropped {
+        reason,
+        workload: Some(Box::new(connection.workload.clone())),
+        host: connection.host.to_string(),
+        detail: detail.to_owned(),
+    })
 }
 
 /// A request that hyper could not parse (it has answered 400 by itself), or whose body's framing broke.

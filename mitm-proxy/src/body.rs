@@ -2,9 +2,10 @@
 //! Place on the path: made with the request, read ahead by capability and approvals, sent by upstream.
 //! INVARIANT: what is decided on is what is sent; a body that was read ahead is sent from those same bytes.
 
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,8 +15,12 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use policies::{Digest, Reason, Strip};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Sleep;
 
+use crate::accept::Connection;
 use crate::refusal::Refusal;
+use crate::settings::Limits;
+use crate::share::{Bound, Of, Place};
 use crate::trailers;
 use crate::wire::may_trail;
 
@@ -26,6 +31,14 @@ pub(crate) struct Body {
     tally: Tally,
     /// The credential's places, which trailers do not reach either; set before the body leaves.
     places: Option<Arc<[Strip]>>,
+    /// The budget that what was read ahead is taken from.
+    buffered: Place,
+    bound: Bound,
+    /// Bytes that may still come.
+    room: u64,
+    patience: Duration,
+    /// Runs only while a piece is awaited.
+    waiting: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
@@ -68,16 +81,29 @@ impl Tally {
 
 impl Body {
     /// A body that is still arriving.
-    pub(crate) fn live(incoming: Incoming) -> Self {
-        Self {
+    pub(crate) fn live(
+        incoming: Incoming,
+        connection: &Connection,
+        limits: &Limits,
+    ) -> Result<Self, Refusal> {
+        if incoming.size_hint().lower() > limits.request_bytes {
+            let detail = format!("A body may have at most {} bytes.", limits.request_bytes);
+            return Err(Refusal::new(Reason::BodyTooLarge, detail).and_close());
+        }
+        Ok(Self {
             inner: Inner::Live(incoming),
             tally: Tally::default(),
             places: None,
-        }
+            buffered: connection.share.nothing(Of::Buffered),
+            bound: limits.bound(Of::Buffered),
+            room: limits.request_bytes,
+            patience: limits.stall,
+            waiting: None,
+        })
     }
 
     /// No body.
-    pub(crate) fn none() -> Self {
+    pub(crate) fn none(connection: &Connection, limits: &Limits) -> Self {
         Self {
             inner: Inner::Whole {
                 bytes: Bytes::new(),
@@ -86,6 +112,11 @@ impl Body {
             },
             tally: Tally::default(),
             places: None,
+            buffered: connection.share.nothing(Of::Buffered),
+            bound: limits.bound(Of::Buffered),
+            room: 0,
+            patience: limits.stall,
+            waiting: None,
         }
     }
 
@@ -125,7 +156,8 @@ impl Body {
             Inner::Whole { bytes, .. } => return Ok(bytes.clone()),
             Inner::Live(incoming) => incoming,
         };
-        let read = tokio::time::timeout(within, collect(incoming, limit)).await;
+        let budget = (&mut self.buffered, self.bound);
+        let read = tokio::time::timeout(within, collect(incoming, limit, budget)).await;
         let (bytes, trailers) = read.map_err(|_| {
             Refusal::new(
                 Reason::RequestTimeout,
@@ -145,6 +177,7 @@ impl Body {
 async fn collect(
     incoming: &mut Incoming,
     limit: usize,
+    (buffered, bound): (&mut Place, Bound),
 ) -> Result<(Bytes, Option<HeaderMap>), Refusal> {
     let too_large = || {
         let detail =
@@ -155,7 +188,8 @@ async fn collect(
     if announced > limit {
         return Err(too_large());
     }
-    let mut bytes = BytesMut::with_capacity(announced);
+    // What is announced is only believed once it comes.
+    let mut bytes = BytesMut::with_capacity(announced.min(16 * 1024));
     let mut trailers = None;
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|error| {
@@ -167,13 +201,23 @@ async fn collect(
         })?;
         match frame.into_data() {
             Ok(data) if bytes.len().saturating_add(data.len()) > limit => return Err(too_large()),
+            Ok(data) if !buffered.grow(data.len(), bound) => {
+                let detail = "The agent's calls hold as many bytes of bodies as they may; wait for some of them to end.";
+                return Err(Refusal::new(Reason::Overloaded, detail).and_close());
+            }
             Ok(data) => bytes.extend_from_slice(&data),
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
-    trailers.as_ref().map_or(Ok(()), check_trailers).map_err(
-        |error: BodyError| Refusal::new(Reason::AmbiguousRequest, format!("The request is not canonical: {error}.")),
-    )?;
+    trailers
+        .as_ref()
+        .map_or(Ok(()), check_trailers)
+        .map_err(|error: BodyError| {
+            Refusal::new(
+                Reason::AmbiguousRequest,
+                format!("The request is not canonical: {error}."),
+            )
+        })?;
     Ok((bytes.freeze(), trailers))
 }
 
@@ -182,8 +226,24 @@ async fn collect(
 pub(crate) enum BodyError {
     #[error("the agent broke it off: {0}")]
     Agent(#[from] hyper::Error),
+    #[error("nothing of it came for longer than `limits.stall`")]
+    Stalled,
+    #[error("it is larger than `limits.request_bytes`")]
+    TooLarge,
     #[error("a trailer says what only a head may say")]
     Trailer,
+}
+
+impl BodyError {
+    /// The refusal's name.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            BodyError::Agent(_) => Reason::MalformedRequest,
+            BodyError::Stalled => Reason::RequestTimeout,
+            BodyError::TooLarge => Reason::BodyTooLarge,
+            BodyError::Trailer => Reason::AmbiguousRequest,
+        }
+    }
 }
 
 /// Nothing that decides or authorises comes behind the body, where it would come after the decision.
@@ -207,12 +267,25 @@ impl HttpBody for Body {
         let this = self.get_mut();
         let mut frame = match &mut this.inner {
             Inner::Live(incoming) => match Pin::new(incoming).poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(frame) => frame.map(|frame| {
-                    let frame = frame?;
-                    frame.trailers_ref().map_or(Ok(()), check_trailers)?;
-                    Ok(frame)
-                }),
+                Poll::Pending => {
+                    let patience = this.patience;
+                    let waiting = this
+                        .waiting
+                        .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+                    ready!(waiting.as_mut().poll(cx));
+                    return Poll::Ready(Some(Err(BodyError::Stalled)));
+                }
+                Poll::Ready(frame) => {
+                    this.waiting = None;
+                    frame.map(|frame| {
+                        let frame = frame?;
+                        frame.trailers_ref().map_or(Ok(()), check_trailers)?;
+                        let length = frame.data_ref().map_or(0, Bytes::len);
+                        let length = u64::try_from(length).unwrap_or(u64::MAX);
+                        this.room = this.room.checked_sub(length).ok_or(BodyError::TooLarge)?;
+                        Ok(frame)
+                    })
+                }
             },
             Inner::Whole {
                 bytes,

@@ -30,6 +30,8 @@ mod request;
 mod response;
 mod serve;
 mod settings;
+mod share;
+mod stall;
 mod tls;
 mod trailers;
 mod tunnel;

@@ -48,10 +48,10 @@ impl Upstream {
     pub(crate) async fn open(
         &self,
         armed: Armed<Body>,
-        departure: Departure<'_>,
+        mut departure: Departure<'_>,
     ) -> Result<Opened, Refusal> {
         let (_, _, owed) = armed.into_parts();
-        let mut debt = self.debt(owed, None, &departure);
+        let mut debt = self.debt(owed, None, &mut departure);
         match self.first(&departure).await {
             Ok(upstream) => {
                 let limits = &departure.settings.limits;

@@ -22,6 +22,7 @@ use crate::names::resolver;
 use crate::origin::Origins;
 use crate::serve::workload_facts;
 use crate::settings::Settings;
+use crate::share::Shares;
 use crate::tls::ca::CaError;
 use crate::tls::leaf::Leaves;
 use crate::tls::roots::Root;
@@ -85,6 +86,7 @@ struct Shared {
     origins: Arc<dyn Origins>,
     questions: Rate,
     settings: RwLock<Arc<Settings>>,
+    shares: Shares,
     upstream: Upstream,
     vault: Arc<Vault>,
     workloads: Arc<Workloads>,
@@ -119,6 +121,7 @@ impl Proxy {
             origins,
             questions: Rate::default(),
             settings: RwLock::new(Arc::new(settings)),
+            shares: Shares::default(),
             vault,
             workloads,
         })))
@@ -135,7 +138,9 @@ impl Proxy {
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         let settings = self.settings();
-        let room = Arc::new(Semaphore::new(settings.limits.connections));
+        // Whose a connection is comes out after accept; the shares hold all of them below twice the bound.
+        let room = settings.limits.connections.saturating_mul(2);
+        let room = Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS)));
         let helpers = CancellationToken::new();
         self.spawn(listeners, &room, &tasks, &stop, &cut);
         let sweeping = {
@@ -344,6 +349,10 @@ impl Proxy {
 
     pub(crate) fn questions(&self) -> &Rate {
         &self.0.questions
+    }
+
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.0.shares
     }
 
     pub(crate) fn upstream(&self) -> &Upstream {

@@ -198,7 +198,7 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::Unmapped
         | Reason::UpstreamAddress => StatusCode::FORBIDDEN,
         Reason::ConnectMethod => StatusCode::METHOD_NOT_ALLOWED,
-        Reason::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+        Reason::AnswerNotTaken | Reason::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Reason::BodyTooLarge | Reason::CompressionBomb => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::AuthorityMismatch | Reason::SniMismatch => StatusCode::MISDIRECTED_REQUEST,
         Reason::ProtocolUnsupported => StatusCode::NOT_IMPLEMENTED,

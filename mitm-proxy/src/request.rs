@@ -17,6 +17,7 @@ use crate::accept::Connection;
 use crate::body::Body;
 use crate::coding::{Coding, Flaw, decode};
 use crate::refusal::Refusal;
+use crate::settings::Limits;
 use crate::websocket::{self, Asked};
 
 /// One request, canonical.
@@ -52,6 +53,7 @@ impl Request {
     pub(crate) fn parse(
         incoming: http::Request<Incoming>,
         connection: &Connection,
+        limits: &Limits,
     ) -> Result<Self, Refusal> {
         let (mut parts, body) = incoming.into_parts();
         if let Some((reason, detail)) = &connection.barred {
@@ -94,13 +96,13 @@ impl Request {
             headers,
             endpoint: connection.endpoint().clone(),
             socket,
-            body: Body::live(body),
+            body: Body::live(body, connection, limits)?,
             plain: None,
         })
     }
 
     /// The one request of a connection that is not read: to connect.
-    pub(crate) fn opaque(connection: &Connection) -> Result<Self, Refusal> {
+    pub(crate) fn opaque(connection: &Connection, limits: &Limits) -> Result<Self, Refusal> {
         if let Some((reason, detail)) = &connection.barred {
             return Err(Refusal::new(*reason, detail.clone()));
         }
@@ -110,7 +112,7 @@ impl Request {
             headers: HeaderMap::new(),
             endpoint: connection.endpoint().clone(),
             socket: None,
-            body: Body::none(),
+            body: Body::none(connection, limits),
             plain: None,
         })
     }

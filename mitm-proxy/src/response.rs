@@ -24,6 +24,7 @@ use crate::coding::{Coding, Decoder, Flaw};
 use crate::meter::{Meter, Stage};
 use crate::pool::Borrowed;
 use crate::request::HOP_BY_HOP;
+use crate::share::Place;
 use crate::tunnel::FrameCount;
 
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -69,6 +70,8 @@ pub(crate) struct Debt {
     pub(crate) credential: Option<(CredentialId, u32)>,
     pub(crate) departed: Instant,
     pub(crate) started: Instant,
+    /// The call counts as under way until this is dropped.
+    pub(crate) _place: Option<Place>,
 }
 
 impl Debt {

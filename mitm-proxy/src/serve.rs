@@ -9,7 +9,7 @@ use audit::{IntentFacts, Outcome, Recorded, RefusalFacts, WorkloadFacts};
 use http::header::HOST;
 use http::{Method, Response, Version};
 use hyper::body::Incoming;
-use policies::{Call, Decision, Digest, Facts, Grant, Held, Permit};
+use policies::{AgentId, Call, Decision, Digest, Facts, Grant, Held, Permit, Reason};
 use vault::Armed;
 
 use crate::accept::Connection;
@@ -35,18 +35,16 @@ impl Proxy {
         notes: &Notes,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let settings = self.settings();
-        let mut request = Request::parse(incoming, connection)?;
+        let place = connection.admit(&settings.limits)?;
+        let mut request = Request::parse(incoming, connection, &settings.limits)?;
         let call = self.map(connection, &mut request, &settings).await?;
         let decision = self.decide(call, None, connection);
         let permit = self
             .settle(decision, connection, &mut request, &settings)
             .await?;
         request.body.withhold(permit.call().strip());
-        let recorded = self
-            .ledger()
-            .intent(permit, notes.intent(connection, &request))
-            .await?;
-        let departure = Departure::of(connection, &mut request, &settings, notes.started);
+        let recorded = self.record(permit, connection, &request, notes).await?;
+        let departure = Departure::of(connection, &mut request, &settings, notes.started, place);
         let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
         self.upstream().send(armed, departure).await
     }
@@ -54,17 +52,15 @@ impl Proxy {
     /// A connection that is not read is one call, to connect: the same stages, and a tunnel instead of an answer.
     async fn open(&self, connection: &Connection, notes: &Notes) -> Result<Opened, Refusal> {
         let settings = self.settings();
-        let mut request = Request::opaque(connection)?;
+        let place = connection.admit(&settings.limits)?;
+        let mut request = Request::opaque(connection, &settings.limits)?;
         let call = self.map(connection, &mut request, &settings).await?;
         let decision = self.decide(call, None, connection);
         let permit = self
             .settle(decision, connection, &mut request, &settings)
             .await?;
-        let recorded = self
-            .ledger()
-            .intent(permit, notes.intent(connection, &request))
-            .await?;
-        let departure = Departure::of(connection, &mut request, &settings, notes.started);
+        let recorded = self.record(permit, connection, &request, notes).await?;
+        let departure = Departure::of(connection, &mut request, &settings, notes.started, place);
         let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
         self.upstream().open(armed, departure).await
     }
@@ -105,9 +101,10 @@ impl Proxy {
     ) -> Response<ResponseBody> {
         let agent = &connection.workload.agent;
         let mut refusal = refusal;
-        if !refusal.recorded {
+        if !refusal.recorded && self.is_worth_a_record(agent, &mut refusal, connection) {
             let facts = notes.refusal(connection, &refusal);
             let ledger = self.ledger().clone();
+            let _turn = connection.share.record().await;
             // Detached, so that an agent that hangs up does not take the record with it.
             let write = tokio::spawn(async move { ledger.refused(facts).await });
             if let Ok(Err(error)) = write.await {
@@ -124,6 +121,45 @@ impl Proxy {
         } else {
             refusal.response(notes.version)
         }
+    }
+
+    /// A flood that is refused must not become a flood of records; the metric counts every one.
+    fn is_worth_a_record(
+        &self,
+        agent: &AgentId,
+        refusal: &mut Refusal,
+        connection: &Connection,
+    ) -> bool {
+        if refusal.reason != Reason::Overloaded {
+            return true;
+        }
+        let key = (
+            Some(agent.clone()),
+            refusal.reason,
+            connection.host.to_string(),
+        );
+        match self.damper().admit(key, Instant::now()) {
+            None => false,
+            Some(0) => true,
+            Some(left_out) => {
+                let more = format!(" {left_out} more before it were not recorded.");
+                refusal.detail.push_str(&more);
+                true
+            }
+        }
+    }
+
+    /// Writes the intent, when it is this agent's turn.
+    async fn record(
+        &self,
+        permit: Permit,
+        connection: &Connection,
+        request: &Request,
+        notes: &Notes,
+    ) -> Result<Recorded, Refusal> {
+        let _turn = connection.share.record().await;
+        let intent = notes.intent(connection, request);
+        Ok(self.ledger().intent(permit, intent).await?)
     }
 
     /// Which capability this is, under the bundle of this moment.

@@ -9,6 +9,8 @@ use std::time::Duration;
 use policies::Endpoint;
 use rustls_pki_types::CertificateDer;
 
+use crate::share::{Bound, Of};
+
 /// The settings of the path.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -57,8 +59,20 @@ impl Default for Pools {
 /// Bounds on time and memory. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections of all agents together; more are dropped as `overloaded`.
+    /// Open connections of all agents together; beyond, an agent has at most an even part of them, and more are dropped as
+    /// `overloaded`.
     pub connections: usize,
+    /// Open connections of one agent.
+    pub connections_per_agent: usize,
+    /// Calls under way of all agents together, from the request's head to the end of the answer; beyond, an agent has at
+    /// most an even part of them, and more are refused as `overloaded`.
+    pub calls: usize,
+    /// Calls under way of one agent.
+    pub calls_per_agent: usize,
+    /// Bytes of bodies that were read ahead, of all agents together; beyond, an agent has at most an even part of them.
+    pub buffered: usize,
+    /// Bytes of bodies that were read ahead, of one agent.
+    pub buffered_per_agent: usize,
     /// From accept to the end of the TLS handshake, first byte included.
     pub handshake: Duration,
     /// From the first byte of a request head (or an idle connection's last answer) to its last.
@@ -73,6 +87,10 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Longest time that reading such a body may take.
     pub body: Duration,
+    /// Largest body that is passed on at all.
+    pub request_bytes: u64,
+    /// Longest time that an agent may send nothing of a body that is awaited, or take nothing of an answer.
+    pub stall: Duration,
     /// TCP connect to upstream, per address.
     pub connect: Duration,
     /// TLS (and HTTP/2) handshake with upstream.
@@ -113,10 +131,26 @@ pub struct Limits {
     pub tunnel_time: Duration,
 }
 
+impl Limits {
+    pub(crate) fn bound(&self, of: Of) -> Bound {
+        let (each, all) = match of {
+            Of::Buffered => (self.buffered_per_agent, self.buffered),
+            Of::Calls => (self.calls_per_agent, self.calls),
+            Of::Connections => (self.connections_per_agent, self.connections),
+        };
+        Bound { each, all }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
+            connections_per_agent: 12_288,
+            calls: 16_384,
+            calls_per_agent: 4_096,
+            buffered: 512 * 1024 * 1024,
+            buffered_per_agent: 64 * 1024 * 1024,
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(60),
             head_bytes: 64 * 1024,
@@ -124,6 +158,8 @@ impl Default for Limits {
             streams: 256,
             body_bytes: 1024 * 1024,
             body: Duration::from_secs(30),
+            request_bytes: 16 * 1024 * 1024 * 1024,
+            stall: Duration::from_secs(120),
             connect: Duration::from_secs(5),
             upstream_handshake: Duration::from_secs(10),
             answer: Duration::from_secs(600),

@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use vault::Armed;
 
 use crate::accept::Connection;
-use crate::body::{Body, Tally};
+use crate::body::{Body, BodyError, Tally};
 use crate::meter::{Meter, Stage};
 use crate::names::real::{Dialable, Resolved, resolve};
 use crate::pool::{Borrowed, Key, Pool, Sender};
@@ -32,6 +32,7 @@ use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::response::{Debt, EncodedAnswer, ResponseBody, relay};
 use crate::settings::Settings;
+use crate::share::{Place, Share};
 use crate::tls::{H2, HTTP_1_1, verify};
 use crate::websocket::{self, Asked, Switched};
 use crate::wire::Flaw;
@@ -59,6 +60,9 @@ pub(crate) struct Departure<'a> {
     /// The agent asks for a WebSocket: a connection of its own, in HTTP/1.1, and where its tunnel goes.
     pub(crate) socket: Option<Asked>,
     pub(crate) switched: &'a Switched,
+    pub(crate) share: &'a Share,
+    /// The call's place, kept until its answer has been taken.
+    pub(crate) place: Option<Place>,
 }
 
 impl<'a> Departure<'a> {
@@ -67,6 +71,7 @@ impl<'a> Departure<'a> {
         request: &mut Request,
         settings: &'a Settings,
         started: Instant,
+        place: Place,
     ) -> Self {
         Self {
             agent: &connection.workload.agent,
@@ -79,6 +84,8 @@ impl<'a> Departure<'a> {
             started,
             socket: request.socket.take(),
             switched: &connection.switched,
+            share: &connection.share,
+            place: Some(place),
         }
     }
 }
@@ -138,7 +145,7 @@ impl Upstream {
         &self,
         owed: Owed,
         credential: Option<(CredentialId, u32)>,
-        departure: &Departure<'_>,
+        departure: &mut Departure<'_>,
     ) -> Debt {
         Debt {
             owed: Some(owed),
@@ -151,6 +158,7 @@ impl Upstream {
             credential,
             departed: Instant::now(),
             started: departure.started,
+            _place: departure.place.take(),
         }
     }
 
@@ -164,7 +172,7 @@ impl Upstream {
             .credential()
             .map(|(id, version)| (id.clone(), version));
         let (mut request, scrubber, owed) = armed.into_parts();
-        let mut debt = self.debt(owed, credential, &departure);
+        let mut debt = self.debt(owed, credential, &mut departure);
         if debt.credential.is_some() {
             ask_for_scrubbable(&mut request);
         }
@@ -321,6 +329,7 @@ impl Upstream {
         address: Dialable,
         departure: &Departure<'_>,
     ) -> Result<Sender, Failed> {
+        let _turn = departure.share.dial().await;
         let limits = &departure.settings.limits;
         let endpoint = departure.endpoint;
         let stream = timeout(limits.connect, address.dial())
@@ -389,11 +398,14 @@ fn broken_body(error: &hyper::Error, departure: &Departure<'_>) -> Failed {
         let detail = format!("The request's body is not canonical: {flaw}.");
         return Failed::new(Reason::AmbiguousRequest, detail);
     }
-    let detail = match std::error::Error::source(error) {
-        Some(cause) => format!("The request's body cannot be sent to its end: {cause}."),
-        None => format!("The request's body cannot be sent to its end: {error}."),
-    };
-    Failed::new(Reason::MalformedRequest, detail)
+    let cause =
+        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<BodyError>());
+    let reason = cause.map_or(Reason::MalformedRequest, BodyError::reason);
+    let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
+    Failed::new(
+        reason,
+        format!("The request's body cannot be sent to its end: {cause}."),
+    )
 }
 
 async fn handshake<IO>(

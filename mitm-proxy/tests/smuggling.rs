@@ -260,8 +260,9 @@ impl Stage {
             .await
             .unwrap()
             .unwrap();
-        last.last()
-            .map_or(0, |entry| usize::try_from(entry.record().index).unwrap() + 1)
+        last.last().map_or(0, |entry| {
+            usize::try_from(entry.record().index).unwrap() + 1
+        })
     }
 
     /// Writes, and reads until the peer closes, or `over` holds and nothing more comes.

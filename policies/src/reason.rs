@@ -42,6 +42,7 @@ reasons! {
     AgentUnknown, "agent_unknown", "No agent of this name is configured.";
     AlreadyGoverned, "already_governed", "The cgroup is a workload already.";
     AmbiguousRequest, "ambiguous_request", "The request can be read in more than one way.";
+    AnswerNotTaken, "answer_not_taken", "The agent did not take its answer in time.";
     ApprovalDenied, "approval_denied", "A person denied this call.";
     ApprovalExpired, "approval_expired", "Nobody approved this call in time.";
     ApprovalRequired, "approval_required", "A person must approve this call first.";

@@ -15,6 +15,7 @@ mod fuzz;
 mod rounds;
 mod setup;
 mod shell;
+mod soak;
 mod suite;
 mod tidy;
 mod toolchain;
@@ -53,6 +54,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Make this machine able to build, test and demonstrate Sluice
     Setup(setup::Args),
+    /// Load with random faults on both sides, then count: no call lost, none sent twice, memory flat
+    Soak(soak::Args),
     /// Build, then every test, the doctests, the demo and the virtual machine
     Test(suite::Args),
     /// The house rules that the compiler does not hold
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Rounds(args) => rounds::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Setup(args) => setup::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Test(args) => suite::run(&args),
         Command::Tidy => tidy::run(),
         Command::Vm(args) => vm::run(&args).map(|_| ()),

@@ -112,7 +112,7 @@ pub(super) fn settings(config: &Config, snapshot: &Snapshot) -> Result<Settings,
             v4: config.names.pool4,
             v6: config.names.pool6,
         },
-        ..Settings::default()
+        limits: config.limits.clone(),
     })
 }
 

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::duration::parse_duration;
+use super::limits::{LimitsTable, contradiction};
 use super::settings::{Config, UidRange};
 use super::snapshot::TextFile;
 
@@ -31,6 +32,7 @@ pub(super) fn merge(dir: &Path, files: &[TextFile]) -> Result<Config, Diagnostic
             Err(errors) => merge.errors.extend(errors.0),
         }
     }
+    merge.consider_limits();
     Diagnostics(merge.errors).or(merge.config)
 }
 
@@ -42,6 +44,7 @@ struct Document {
     control: ControlTable,
     enforcement: EnforcementTable,
     launch: LaunchTable,
+    limits: LimitsTable,
     metrics: MetricsTable,
     names: NamesTable,
     proxy: ProxyTable,
@@ -106,18 +109,19 @@ struct VaultTable {
     key_file: Option<Spanned<PathBuf>>,
 }
 
-struct Merge<'a> {
+pub(super) struct Merge<'a> {
     dir: &'a Path,
-    config: Config,
+    pub(super) config: Config,
     /// Which key was set where, as `file:line`.
     set: BTreeMap<String, String>,
-    errors: Vec<Diagnostic>,
+    pub(super) errors: Vec<Diagnostic>,
 }
 
 impl Merge<'_> {
     fn lay(&mut self, place: &Source, document: Document) {
         self.lay_approvals(place, document.approvals);
         self.lay_proxy(place, document.proxy);
+        self.lay_limits(place, document.limits);
         if let Some(reads) = self.parsed(place, "audit.reads", document.audit.reads, reads) {
             self.config.audit.reads = reads;
         }
@@ -203,8 +207,28 @@ impl Merge<'_> {
         }
     }
 
+    /// Limits may stand in several files, so that what they say together is looked at when all are read.
+    fn consider_limits(&mut self) {
+        let Some((keys, message)) = contradiction(&self.config.limits) else {
+            return;
+        };
+        let set = keys
+            .iter()
+            .find_map(|key| self.set.get(&format!("limits.{key}")));
+        let Some((file, line)) = set.and_then(|place| place.rsplit_once(':')) else {
+            return;
+        };
+        self.errors.push(Diagnostic {
+            file: PathBuf::from(file),
+            line: line.parse().unwrap_or(1),
+            column: 1,
+            message,
+            hint: Some("raise the one or lower the other".to_owned()),
+        });
+    }
+
     /// `value`, unless another place set `key` before; then an error that names it.
-    fn once<T>(
+    pub(super) fn once<T>(
         &mut self,
         place: &Source,
         key: &str,

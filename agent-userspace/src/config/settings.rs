@@ -24,6 +24,8 @@ pub struct Config {
     pub enforcement: Enforcement,
     /// `[launch]`
     pub launch: Launch,
+    /// `[limits]`
+    pub limits: mitm_proxy::Limits,
     /// `[metrics]`
     pub metrics: Metrics,
     /// `[names]`

@@ -7,6 +7,7 @@
 )]
 
 pub mod agent;
+pub mod faults;
 pub mod peer;
 pub mod raw;
 pub mod upstream;

@@ -47,6 +47,11 @@ fn every_documented_key_is_read() {
         group = "ops"
         [enforcement]
         reduced = true
+        [limits]
+        answer = "20m"
+        body_bytes = "2MiB"
+        calls_per_agent = 100
+        stall = "30s"
         [names]
         pool4 = "10.64.0.0/16"
         pool6 = "fd00::/64"
@@ -80,6 +85,14 @@ fn every_documented_key_is_read() {
     assert_eq!(config.audit.reads, Reads::Grouped);
     assert_eq!(config.control.group.as_deref(), Some("ops"));
     assert!(config.enforcement.reduced);
+    let limits = mitm_proxy::Limits {
+        answer: Duration::from_secs(1200),
+        body_bytes: 2 << 20,
+        calls_per_agent: 100,
+        stall: Duration::from_secs(30),
+        ..mitm_proxy::Limits::default()
+    };
+    assert_eq!(config.limits, limits);
     assert_eq!(config.names.pool4, ("10.64.0.0".parse().unwrap(), 16));
     assert_eq!(
         config.vault.key_file.as_deref(),
@@ -105,6 +118,34 @@ fn what_is_wrong_is_said_with_its_place() {
         (
             "[approvals]\nhold = \"10\"\n",
             "config.toml:2:8: the duration has no unit; write for example 10s",
+        ),
+        (
+            "[limits]\ncalls = 0\n",
+            "config.toml:2:9: 0 is out of range\n  hint: write a number from 1 to 1000000",
+        ),
+        (
+            "[limits]\nhead = 60\n",
+            "config.toml:2:8: `60` is not a time such as \"10s\"\n  hint: write a time from 100ms to 1h",
+        ),
+        (
+            "[limits]\nhead = \"60\"\n",
+            "config.toml:2:8: the duration has no unit; write for example 10s\n  hint: write a time from 100ms to 1h",
+        ),
+        (
+            "[limits]\nhead_bytes = \"2MiB\"\n",
+            "config.toml:2:14: `2MiB` is out of range\n  hint: write a size from 4KiB to 1MiB",
+        ),
+        (
+            "[limits]\nhead_bytes = 65536\n",
+            "config.toml:2:14: `65536` is not a size such as \"64KiB\"\n  hint: write a size from 4KiB to 1MiB",
+        ),
+        (
+            "[limits]\ncalls = \"many\"\n",
+            "config.toml:2:9: `many` is not a number\n  hint: write it without quotes",
+        ),
+        (
+            "[limits]\ncalls = 10\n",
+            "config.toml:2:1: `limits.calls_per_agent` (4096) is more than `limits.calls` (10)\n  hint: raise the one or lower the other",
         ),
         (
             "[names]\npool4 = \"10.0.0.0/30\"\n",
