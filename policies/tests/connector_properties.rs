@@ -110,14 +110,14 @@ fn path() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn reading_arbitrary_bytes_as_a_connector_or_an_agent_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+    fn fuzz_reading_arbitrary_bytes_as_a_connector_or_an_agent_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let source = Source { path: "x.toml".into(), text: String::from_utf8_lossy(&bytes).into_owned() };
         let _ = Connector::parse(&source);
         let _ = Agent::parse(&source);
     }
 
     #[test]
-    fn a_damaged_connector_never_panics_and_every_problem_has_a_place(at in 0usize..2000, cut in 0usize..60, text in "[\\[\\]{}=\"/*,a-z0-9 \n.]{0,8}") {
+    fn fuzz_a_damaged_connector_never_panics_and_every_problem_has_a_place(at in 0usize..2000, cut in 0usize..60, text in "[\\[\\]{}=\"/*,a-z0-9 \n.]{0,8}") {
         let mut file: Vec<char> = include_str!("connector_files/small.toml").chars().collect();
         let at = at % file.len();
         let end = (at + cut).min(file.len());
@@ -134,7 +134,7 @@ proptest! {
     }
 
     #[test]
-    fn a_path_that_is_not_canonical_is_never_a_call(path in path(), rooted in any::<bool>(), method in prop_oneof![Just("GET"), Just("DELETE"), Just("PATCH")]) {
+    fn fuzz_a_path_that_is_not_canonical_is_never_a_call(path in path(), rooted in any::<bool>(), method in prop_oneof![Just("GET"), Just("DELETE"), Just("PATCH")]) {
         let path = if rooted { format!("/{path}") } else { path };
         let view = RequestView { method, path: &path, query: None, headers: &[], body: Some(b"") };
         for at in ["web.example.com:443", "api.github.com:443", "api.stripe.com:443"] {
@@ -143,7 +143,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_requests_never_panic(
+    fn fuzz_arbitrary_requests_never_panic(
         method in ".{0,8}", path in ".{0,40}", query in prop::option::of(".{0,40}"),
         headers in prop::collection::vec(("[a-z-]{1,24}", ".{0,20}"), 0..4),
         body in prop::option::of(prop::collection::vec(any::<u8>(), 0..80)),
@@ -156,7 +156,7 @@ proptest! {
     }
 
     #[test]
-    fn a_refund_is_never_read_for_another_amount(before in "[a-z&=%\\[\\];+A-Z0-9._ ]{0,20}", after in "[a-z&=%\\[\\];+A-Z0-9._ ]{0,20}", query in "[a-z&=%\\[\\]0-9]{0,16}") {
+    fn fuzz_a_refund_is_never_read_for_another_amount(before in "[a-z&=%\\[\\];+A-Z0-9._ ]{0,20}", after in "[a-z&=%\\[\\];+A-Z0-9._ ]{0,20}", query in "[a-z&=%\\[\\]0-9]{0,16}") {
         let body = format!("{before}&amount=100&{after}");
         let headers = [("content-type", "application/x-www-form-urlencoded")];
         let view = RequestView { method: "POST", path: "/v1/refunds", query: Some(&query), headers: &headers, body: Some(body.as_bytes()) };

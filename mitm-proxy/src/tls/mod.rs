@@ -19,6 +19,9 @@ pub(crate) const H2: &[u8] = b"h2";
 /// ALPN of HTTP/1.1.
 pub(crate) const HTTP_1_1: &[u8] = b"http/1.1";
 
+#[cfg(test)]
+mod hello;
+
 /// The one crypto provider of the path; never the process default, which anyone may set.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())

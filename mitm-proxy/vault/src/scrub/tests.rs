@@ -177,7 +177,7 @@ fn bodies() -> impl Strategy<Value = (Vec<u8>, Vec<u8>, Vec<usize>)> {
 
 proptest! {
     #[test]
-    fn no_form_survives_and_nothing_else_changes((secret, body, cuts) in bodies()) {
+    fn fuzz_no_form_survives_and_nothing_else_changes((secret, body, cuts) in bodies()) {
         let mut chunks = Vec::new();
         let mut from = 0;
         for cut in cuts.iter().copied().chain([body.len()]) {
@@ -193,7 +193,7 @@ proptest! {
 
     /// Whatever stands before and after it, an encoder's output shows no six characters in a row that the secret decides.
     #[test]
-    fn base64_hides_it_at_every_alignment(before in vec(any::<u8>(), 0..7), after in vec(any::<u8>(), 0..7), secret in secrets()) {
+    fn fuzz_base64_hides_it_at_every_alignment(before in vec(any::<u8>(), 0..7), after in vec(any::<u8>(), 0..7), secret in secrets()) {
         use base64::Engine as _;
         use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
         let text = [&before[..], &secret, &after].concat();
@@ -210,7 +210,7 @@ proptest! {
     }
 
     #[test]
-    fn what_a_json_encoder_writes_is_hidden(secret in "[a-z/\"\\\\<&äö😀]{8,20}") {
+    fn fuzz_what_a_json_encoder_writes_is_hidden(secret in "[a-z/\"\\\\<&äö😀]{8,20}") {
         let encoded = serde_json::to_vec(&serde_json::json!({ "echo": secret })).unwrap();
         let clean = scrub(secret.as_bytes(), &[&encoded]);
         let inner = &clean[9..clean.len() - 2];
