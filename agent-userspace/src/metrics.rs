@@ -197,6 +197,10 @@ impl Meter for Metrics {
             .inc();
     }
 
+    fn retried(&self) {
+        self.families.upstream_retries.inc();
+    }
+
     fn connections(&self, delta: i64) {
         self.families.connections.inc_by(delta);
     }

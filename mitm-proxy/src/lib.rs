@@ -16,6 +16,7 @@ mod body;
 mod capability;
 mod clock;
 mod coding;
+mod dial;
 mod frames;
 mod grpc;
 pub mod meter;

@@ -105,6 +105,8 @@ pub trait Meter: Send + Sync + 'static {
     fn name(&self, answered: bool);
     /// A name led to an address of this kind, which is never dialled.
     fn address_refused(&self, kind: AddressKind);
+    /// A call was sent on a second connection, because the kept one had closed before anything of it was sent.
+    fn retried(&self);
     /// Agent connections were opened (+1) or closed (-1).
     fn connections(&self, delta: i64);
 }
@@ -119,5 +121,6 @@ impl Meter for NoMeter {
     fn stage(&self, _: Stage, _: Duration) {}
     fn name(&self, _: bool) {}
     fn address_refused(&self, _: AddressKind) {}
+    fn retried(&self) {}
     fn connections(&self, _: i64) {}
 }

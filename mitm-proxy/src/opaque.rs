@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use vault::Armed;
 
-use crate::Proxy;
 use crate::accept::Connection;
 use crate::body::Body;
 use crate::refusal::Refusal;
 use crate::tunnel::{Plain, Tunnel};
 use crate::upstream::{Departure, Failed, Upstream};
+use crate::{Proxy, dial};
 
 /// A connection upstream that was decided on and recorded.
 pub(crate) struct Opened {
@@ -65,31 +65,26 @@ impl Upstream {
         }
     }
 
-    /// A connection to the first address that answers.
+    /// A connection to the first address that answers, or a tunnel of the operator's proxy. There a server that speaks first
+    /// is refused.
     async fn first(&self, departure: &Departure<'_>) -> Result<TcpStream, Failed> {
         let endpoint = departure.endpoint;
-        let mut last = Failed::new(
-            Reason::UpstreamUnreachable,
-            format!("{endpoint} has no address."),
-        );
-        for address in self.addresses(departure).await?.iter() {
-            match timeout(departure.settings.limits.connect, address.dial()).await {
-                Ok(Ok(stream)) => {
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "TCP_NODELAY towards upstream");
-                    }
-                    return Ok(stream);
-                }
-                Ok(Err(error)) => {
-                    let detail = format!("No connection to {endpoint}: {error}.");
-                    last = Failed::new(Reason::UpstreamUnreachable, detail);
-                }
-                Err(_) => {
-                    let detail = format!("No connection to {endpoint} in time.");
-                    last = Failed::new(Reason::UpstreamTimeout, detail);
-                }
-            }
+        let limits = &departure.settings.limits;
+        let addresses = self.addresses(departure).await?;
+        let _turn = departure.share.dial().await;
+        let (_, stream) = dial::first(&addresses, endpoint, limits.connect).await?;
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY towards upstream");
         }
-        Err(last)
+        if !departure.tunnelled() {
+            return Ok(stream);
+        }
+        let tunnel = dial::tunnel(stream, endpoint);
+        timeout(limits.upstream_handshake, tunnel)
+            .await
+            .unwrap_or_else(|_| {
+                let detail = format!("The outbound proxy gave no tunnel to {endpoint} in time.");
+                Err(Failed::new(Reason::UpstreamTimeout, detail))
+            })
     }
 }

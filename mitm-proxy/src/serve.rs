@@ -44,7 +44,9 @@ impl Proxy {
             .await?;
         request.body.withhold(permit.call().strip());
         let recorded = self.record(permit, connection, &request, notes).await?;
-        let departure = Departure::of(connection, &mut request, &settings, notes.started, place);
+        let approved = recorded.approval().is_some();
+        let departure = Departure::of(connection, &mut request, &settings, notes.started, place)
+            .approved(approved);
         let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
         self.upstream().send(armed, departure).await
     }

@@ -16,6 +16,8 @@ use crate::share::{Bound, Of};
 pub struct Settings {
     /// Fixed addresses (`host:port`) for endpoints; the certificate is still verified for the endpoint's name.
     pub connect_to: HashMap<Endpoint, String>,
+    /// A proxy (`host:port`) that upstream is reached through by `CONNECT`, but for `connect_to`. It resolves the names.
+    pub outbound: Option<String>,
     /// Roots that upstream certificates may chain to, besides the system's.
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// How long a held call keeps its connection waiting for a person.
@@ -30,6 +32,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             connect_to: HashMap::new(),
+            outbound: None,
             extra_roots: Vec::new(),
             hold: Duration::from_secs(10),
             names: Pools::default(),

@@ -19,12 +19,14 @@ use policies::{AgentId, CredentialId, Endpoint, Reason};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use vault::Armed;
 
 use crate::accept::Connection;
 use crate::body::{Body, BodyError, Tally};
+use crate::dial::{first, tunnel};
 use crate::meter::{Meter, Stage};
 use crate::names::real::{Dialable, Resolved, resolve};
 use crate::pool::{Borrowed, Key, Pool, Sender};
@@ -63,6 +65,8 @@ pub(crate) struct Departure<'a> {
     pub(crate) share: &'a Share,
     /// The call's place, kept until its answer has been taken.
     pub(crate) place: Option<Place>,
+    /// A person's yes was used up for it: it is tried once.
+    pub(crate) approved: bool,
 }
 
 impl<'a> Departure<'a> {
@@ -86,7 +90,19 @@ impl<'a> Departure<'a> {
             switched: &connection.switched,
             share: &connection.share,
             place: Some(place),
+            approved: false,
         }
+    }
+
+    /// Whether a person's yes was used up for it.
+    pub(crate) fn approved(mut self, approved: bool) -> Self {
+        self.approved = approved;
+        self
+    }
+
+    /// Whether it goes through the operator's proxy.
+    pub(crate) fn tunnelled(&self) -> bool {
+        self.settings.outbound.is_some() && !self.settings.connect_to.contains_key(self.endpoint)
     }
 }
 
@@ -241,7 +257,10 @@ impl Upstream {
                 Ok(Err(failed)) => failed,
             };
             match failed.unsent {
-                Some(unsent) if connection.reused => request = back_to_origin_form(*unsent),
+                Some(unsent) if connection.reused && !departure.approved => {
+                    self.meter.retried();
+                    request = back_to_origin_form(*unsent);
+                }
                 _ if failed.error.is_user() => return Err(broken_body(&failed.error, departure)),
                 _ => {
                     let detail = format!(
@@ -265,11 +284,10 @@ impl Upstream {
             secure: departure.secure,
             prior_knowledge: departure.prior_knowledge,
         };
-        // A connection that becomes a WebSocket serves no other call, and HTTP/2 offers none.
-        let kept: &[Dialable] = match departure.socket {
-            Some(_) => &[],
-            None => &addresses,
-        };
+        // An approved call is tried once: not on a connection that may have closed a moment ago. A connection that becomes a
+        // WebSocket serves no other call, and HTTP/2 offers none.
+        let own = departure.approved || departure.socket.is_some();
+        let kept = if own { &[] } else { &*addresses };
         for address in kept {
             if let Some(kept) = self
                 .pool
@@ -278,23 +296,24 @@ impl Upstream {
                 return Ok(kept);
             }
         }
-        let mut last = Failed::new(
-            Reason::UpstreamUnreachable,
-            format!("{} has no address.", departure.endpoint),
-        );
-        for address in addresses.iter() {
-            match Box::pin(self.connect(*address, departure)).await {
+        // This agent's turn: one that dials a lot does not hold up the others.
+        let _turn = departure.share.dial().await;
+        let mut left = addresses.to_vec();
+        loop {
+            let dialled = first(&left, departure.endpoint, limits.connect);
+            let (address, stream) = Box::pin(dialled).await?;
+            match Box::pin(self.connect(stream, departure)).await {
                 Ok(sender) => {
                     return Ok(self
                         .pool
-                        .adopt(sender, &key(*address), limits.idle_connections));
+                        .adopt(sender, &key(address), limits.idle_connections));
                 }
                 // The name is wrong or the peer is: another address would only hide it.
                 Err(failed) if failed.reason == Reason::UpstreamCertificate => return Err(failed),
-                Err(failed) => last = failed,
+                Err(failed) if left.len() < 2 => return Err(failed),
+                Err(_) => left.retain(|other| *other != address),
             }
         }
-        Err(last)
     }
 
     pub(crate) async fn addresses(
@@ -308,7 +327,11 @@ impl Upstream {
                 return Ok(Arc::clone(&entry.addresses));
             }
         }
-        let fixed = departure.settings.connect_to.get(departure.endpoint);
+        let settings = departure.settings;
+        let fixed = settings
+            .connect_to
+            .get(departure.endpoint)
+            .or(settings.outbound.as_ref());
         let entry = Box::pin(resolve(
             departure.endpoint,
             fixed.map(String::as_str),
@@ -326,30 +349,20 @@ impl Upstream {
 
     async fn connect(
         &self,
-        address: Dialable,
+        stream: TcpStream,
         departure: &Departure<'_>,
     ) -> Result<Sender, Failed> {
-        let _turn = departure.share.dial().await;
         let limits = &departure.settings.limits;
         let endpoint = departure.endpoint;
-        let stream = timeout(limits.connect, address.dial())
-            .await
-            .map_err(|_| {
-                Failed::new(
-                    Reason::UpstreamTimeout,
-                    format!("No connection to {endpoint} in time."),
-                )
-            })?
-            .map_err(|error| {
-                Failed::new(
-                    Reason::UpstreamUnreachable,
-                    format!("No connection to {endpoint}: {error}."),
-                )
-            })?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY towards upstream");
         }
         let shake = async {
+            let stream = if departure.tunnelled() {
+                tunnel(stream, endpoint).await?
+            } else {
+                stream
+            };
             if !departure.secure {
                 return handshake(
                     stream,

@@ -43,6 +43,8 @@ struct Tally {
 struct Soak {
     world: World,
     upstream: FaultyUpstream,
+    /// Of the name, asked for once: questions are bounded.
+    address: std::net::SocketAddr,
     tally: Tally,
     next: AtomicU64,
     over: AtomicBool,
@@ -70,7 +72,9 @@ async fn every_call_has_an_outcome_none_is_sent_twice_and_memory_is_flat() {
     settings.limits.stall = Duration::from_secs(2);
     settings.limits.head = Duration::from_secs(2);
     world.proxy.replace_settings(settings).unwrap();
+    let address = (world.address_of(HOST).await, 443).into();
     let soak = Arc::new(Soak {
+        address,
         world,
         upstream,
         tally: Tally::default(),
@@ -127,8 +131,7 @@ async fn client(soak: Arc<Soak>, mut dice: Dice) {
 
 /// One connection, with some calls on it, and perhaps something rude.
 async fn session(soak: &Soak, dice: &mut Dice, workload: policies::WorkloadId) -> Option<()> {
-    let address = soak.world.address_of(HOST).await;
-    let stream = soak.world.dial_as(workload, (address, 443).into()).await;
+    let stream = soak.world.dial_as(workload, soak.address).await;
     if dice.happens(10) {
         SockRef::from(&stream)
             .set_linger(Some(Duration::ZERO))

@@ -288,3 +288,141 @@ async fn a_call_that_cannot_be_recorded_is_not_made() {
         200
     );
 }
+
+/// A proxy that opens tunnels to one address, whatever is asked for, and keeps what was asked.
+async fn corporate_proxy(
+    to: std::net::SocketAddr,
+    status: &'static str,
+) -> (
+    std::net::SocketAddr,
+    std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = std::sync::Arc::<std::sync::Mutex<Vec<String>>>::default();
+    let keep = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let keep = keep.clone();
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                keep.lock()
+                    .unwrap()
+                    .push(head.lines().next().unwrap().to_owned());
+                let answer = format!("HTTP/1.1 {status}\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                if status.starts_with("200") {
+                    let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut far).await;
+                }
+            });
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbound_proxy_is_asked_for_a_tunnel_and_upstream_is_verified_all_the_same() {
+    let plan = || Plan {
+        redirect_upstream: false,
+        ..Plan::default()
+    };
+    for (trusted, status, expected) in [
+        (true, "200 Connection established", (200, "")),
+        (
+            false,
+            "200 Connection established",
+            (502, "upstream_certificate"),
+        ),
+        (
+            true,
+            "407 Proxy Authentication Required",
+            (502, "upstream_unreachable"),
+        ),
+    ] {
+        let world = World::planned(plan()).await;
+        let (proxy, asked) = corporate_proxy(world.upstream.address, status).await;
+        let mut settings = mitm_proxy::Settings {
+            outbound: Some(proxy.to_string()),
+            ..mitm_proxy::Settings::default()
+        };
+        if trusted {
+            let root = rustls_pki_types::CertificateDer::from(world.upstream.root.clone());
+            settings.extra_roots.push(root);
+        }
+        world.proxy.replace_settings(settings).unwrap();
+        let answer = world.http1(HOST).await.call("GET", "/v1/charges", "").await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            expected,
+            "{answer:?}"
+        );
+        assert_eq!(
+            *asked.lock().unwrap(),
+            ["CONNECT api.pay.test:443 HTTP/1.1"]
+        );
+        assert_eq!(world.upstream.seen().len(), usize::from(expected.0 == 200));
+    }
+}
+
+/// An upstream that closes each kept connection after one answer, without saying so beforehand.
+async fn forgetful(identity: rustls::ServerConfig) -> (std::net::SocketAddr, Seen) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(identity));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Seen::default();
+    let keep = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, keep) = (acceptor.clone(), keep.clone());
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                keep.lock().unwrap().push(head);
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                stream.write_all(answer).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(30)).await;
+            });
+        }
+    });
+    (address, seen)
+}
+
+type Seen = std::sync::Arc<std::sync::Mutex<Vec<Vec<u8>>>>;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_connection_that_closed_costs_no_call_and_sends_none_twice() {
+    let world = World::start().await;
+    let (root, identity) = support::upstream::identity(&[HOST], vec![b"http/1.1".to_vec()]);
+    let (address, seen) = forgetful(identity).await;
+    let mut settings = mitm_proxy::Settings::default();
+    settings
+        .connect_to
+        .insert(format!("{HOST}:443").parse().unwrap(), address.to_string());
+    settings
+        .extra_roots
+        .push(rustls_pki_types::CertificateDer::from(root));
+    world.proxy.replace_settings(settings).unwrap();
+    let mut client = world.http1(HOST).await;
+    let (mut good, mut calls) = (0, 0);
+    for pause in (0..40).map(|step| 20 + step % 20) {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        calls += 1;
+        good += usize::from(client.call("GET", "/v1/charges", "").await.status == 200);
+    }
+    // A call that met the closing in its very moment may have failed; none was sent again that had left.
+    let arrived = seen.lock().unwrap().len();
+    assert!(
+        good <= arrived && arrived <= calls && good > calls / 2,
+        "{good} {arrived} {calls}"
+    );
+}

@@ -106,6 +106,7 @@ pub(super) fn settings(config: &Config, snapshot: &Snapshot) -> Result<Settings,
         .collect();
     Ok(Settings {
         connect_to,
+        outbound: config.proxy.outbound.clone(),
         extra_roots: snapshot.trust_anchors()?,
         hold: config.approvals.hold,
         names: Pools {

@@ -100,6 +100,7 @@ struct NamesTable {
 struct ProxyTable {
     connect_to: BTreeMap<Spanned<String>, Spanned<String>>,
     extra_roots: Option<Spanned<Vec<PathBuf>>>,
+    outbound: Option<Spanned<String>>,
     user: Option<Spanned<String>>,
 }
 
@@ -189,6 +190,9 @@ impl Merge<'_> {
                 .into_iter()
                 .map(|root| self.dir.join(root))
                 .collect();
+        }
+        if let Some(outbound) = self.parsed(place, "proxy.outbound", table.outbound, target) {
+            self.config.proxy.outbound = Some(outbound);
         }
         if let Some(user) = self.once(place, "proxy.user", table.user) {
             self.config.proxy.user = user.into_inner();

@@ -41,6 +41,8 @@ pub struct Config {
 pub struct Proxy {
     /// Further trust anchors for upstream servers, as PEM files; absolute here.
     pub extra_roots: Vec<PathBuf>,
+    /// A proxy, `host:port`, that every upstream but those of `connect_to` is reached through by `CONNECT`.
+    pub outbound: Option<String>,
     /// The account the proxy process runs as: a name or a number.
     pub user: String,
     /// Fixed addresses for names, `host:port` to `host:port`. The certificate is still verified against the name.
@@ -51,6 +53,7 @@ impl Default for Proxy {
     fn default() -> Proxy {
         Proxy {
             extra_roots: Vec::new(),
+            outbound: None,
             user: "sluice".to_owned(),
             connect_to: BTreeMap::new(),
         }

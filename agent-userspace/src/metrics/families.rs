@@ -38,6 +38,7 @@ pub(super) struct Families {
     pub(super) reload_at: Gauge,
     pub(super) reload_ok: Gauge,
     pub(super) upstream: Histogram,
+    pub(super) upstream_retries: Counter,
 }
 
 /// Bounds for what this host does itself: 10 us to 1 s.
@@ -75,6 +76,7 @@ impl Families {
             reload_at: Gauge::default(),
             reload_ok: Gauge::default(),
             upstream: Histogram::new(FAR),
+            upstream_retries: Counter::default(),
         };
         families.register_calls(registry);
         families.register_host(registry);
@@ -93,6 +95,11 @@ impl Families {
             "connections",
             "Open connections of agents",
             self.connections.clone(),
+        );
+        registry.register(
+            "upstream_retries",
+            "Calls sent once more because the kept connection had closed before anything was sent",
+            self.upstream_retries.clone(),
         );
         registry.register("names", "Names that agents asked for", self.names.clone());
         registry.register(

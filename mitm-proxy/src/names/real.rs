@@ -22,6 +22,16 @@ use crate::upstream::Failed;
 pub(crate) struct Dialable(SocketAddr);
 
 impl Dialable {
+    /// Whether it is an IPv4 address.
+    pub(crate) fn is_ipv4(&self) -> bool {
+        self.0.is_ipv4()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(address: SocketAddr) -> Self {
+        Self(address)
+    }
+
     /// Opens a connection to exactly this address.
     pub(crate) async fn dial(self) -> io::Result<TcpStream> {
         TcpStream::connect(self.0).await

@@ -73,6 +73,7 @@ pub struct Counts {
     pub addresses: Mutex<Vec<AddressKind>>,
     pub stages: Mutex<Vec<Stage>>,
     pub connections: Mutex<i64>,
+    pub retried: Mutex<u32>,
 }
 
 impl Meter for Counts {
@@ -93,6 +94,9 @@ impl Meter for Counts {
     }
     fn address_refused(&self, kind: AddressKind) {
         self.addresses.lock().unwrap().push(kind);
+    }
+    fn retried(&self) {
+        *self.retried.lock().unwrap() += 1;
     }
     fn connections(&self, delta: i64) {
         *self.connections.lock().unwrap() += delta;

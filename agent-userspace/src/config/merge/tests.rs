@@ -32,6 +32,7 @@ fn every_documented_key_is_read() {
         r#"
         [proxy]
         extra_roots = ["ca.pem", "/srv/other.pem"]
+        outbound = "proxy.corp.example:3128"
         user = "1234"
         [proxy.connect_to]
         "api.stripe.com:443" = "127.0.0.1:8443"
@@ -92,6 +93,10 @@ fn every_documented_key_is_read() {
         stall: Duration::from_secs(30),
         ..mitm_proxy::Limits::default()
     };
+    assert_eq!(
+        config.proxy.outbound.as_deref(),
+        Some("proxy.corp.example:3128")
+    );
     assert_eq!(config.limits, limits);
     assert_eq!(config.names.pool4, ("10.64.0.0".parse().unwrap(), 16));
     assert_eq!(
