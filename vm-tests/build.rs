@@ -4,16 +4,23 @@
 use std::path::Path;
 
 /// Program, and the cfg that says it is there.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("podman", "has_podman"),
     ("runc", "has_runc"),
+    ("systemd", "has_systemd"),
     ("systemd-nspawn", "has_nspawn"),
 ];
 
 fn main() {
     for (program, cfg) in PROGRAMS {
         println!("cargo::rustc-check-cfg=cfg({cfg})");
-        let places = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
+        let places = [
+            "/usr/bin",
+            "/usr/sbin",
+            "/usr/local/bin",
+            "/usr/local/sbin",
+            "/usr/lib/systemd",
+        ];
         let mut files = places.iter().map(|place| Path::new(place).join(program));
         for file in files.clone() {
             println!("cargo::rerun-if-changed={}", file.display());

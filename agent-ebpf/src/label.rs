@@ -1,6 +1,6 @@
 //! The sticky label: a task that was ever in a workload stays that workload's, wherever it is moved to, and so does what it starts.
 //! On the path: before any socket; every program that asks who a task is asks here, and a task outside its own cgroup gets nothing.
-//! INVARIANT: a label is written once, by entering a workload or by birth, and never changes; only its flag is added, at exec.
+//! INVARIANT: a label is written once, by entering a workload or by birth, and never changes; its flags only ever take more away, at exec.
 
 use core::ffi::c_void;
 
@@ -44,7 +44,7 @@ pub fn label_attach(ctx: BtfTracePointContext) -> i32 {
         if here != 0 {
             // Who moves itself, does so to execute something: its privileges end there. Another is what it is already.
             let flags = if is_current(task) {
-                0
+                on_arrival(here)
             } else {
                 task_flag::ARMED
             };
@@ -73,7 +73,7 @@ pub fn label_birth(ctx: BtfTracePointContext) -> i32 {
     let parent = of_current();
     if parent.workload == 0 {
         if here != 0 {
-            write(&ctx, child, here, 0);
+            write(&ctx, child, here, on_arrival(here));
         }
         return 0;
     }
@@ -119,6 +119,13 @@ pub fn label_exec(ctx: BtfTracePointContext) -> i32 {
                 workload,
                 if is_ready { task_flag::ARMED } else { 0 },
             );
+            if let Some(label) = TASKS.get(kernel::current()) {
+                let before = label.read();
+                label.write(Task {
+                    flags: before.flags & !task_flag::MANAGER,
+                    ..before
+                });
+            }
         }
         Standing::Strayed(workload) => {
             refuse(&ctx, workload);
@@ -168,6 +175,22 @@ pub fn of_current() -> Task {
     match TASKS.get(kernel::current_leader()) {
         Some(label) => label.read(),
         None => Task::default(),
+    }
+}
+
+/// Whether the current task has executed nothing since it came into a cgroup elsewhere.
+#[inline(always)]
+pub fn is_managers() -> bool {
+    of_current().flags & task_flag::MANAGER != 0
+}
+
+/// Who comes into a unit's or container's cgroup by itself is its manager's child, until it executes something.
+#[inline(always)]
+fn on_arrival(workload: u64) -> u32 {
+    if maps::is_outside(workload) {
+        task_flag::MANAGER
+    } else {
+        0
     }
 }
 

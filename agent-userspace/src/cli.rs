@@ -26,6 +26,7 @@ mod run;
 mod secret;
 mod status;
 mod trust;
+mod unit_hook;
 mod vault;
 
 use std::process::ExitCode;
@@ -118,6 +119,8 @@ enum Command {
     /// Find the CA bundles that programs bring along
     #[command(subcommand)]
     Trust(trust::Command),
+    /// Govern a systemd service that is being started: the first command of its drop-in
+    UnitHook(unit_hook::Args),
     /// Keep the credentials that agents never see
     #[command(subcommand)]
     Vault(vault::Command),
@@ -151,6 +154,7 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(global, args),
         Command::Status(args) => status::run(global, args),
         Command::Trust(command) => trust::run(global, command),
+        Command::UnitHook(args) => unit_hook::run(global, args),
         Command::Vault(command) => vault::run(global, command),
     }
 }

@@ -42,7 +42,7 @@ pub use cut::Cut;
 pub use error::EnforceError;
 pub use instance::{Instance, NotAWorkload, WorkloadName};
 pub use netns::NetNamespace;
-pub use outside::{Gone, Unfit};
+pub use outside::{Gone, Unfit, governed_as};
 pub use refusals::{Events, KernelRefusal, RefusalKind};
 #[cfg(test)]
 pub(crate) use report::names as layer_names;
@@ -131,7 +131,7 @@ pub struct MapFds {
 /// What [`Enforcement::stop`] left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// Workloads still run: everything is in place and denies.
+    /// Workloads still run, or cgroups elsewhere are there to be used: everything is in place and denies.
     LeftDenying,
     /// Nothing: programs, maps and cgroups are gone.
     Removed,
@@ -284,6 +284,12 @@ impl Enforcement {
         self.maps.remove_workload(id.0)
     }
 
+    /// Whether a workload's cgroup lies elsewhere: it is governed as long as that cgroup exists, empty or not.
+    #[must_use]
+    pub fn lies_elsewhere(&self, id: WorkloadId) -> bool {
+        self.outside.iter().any(|workload| workload.id == id.0)
+    }
+
     /// The kill switch: a workload that is switched off makes no connection, and its open ones stand still.
     pub fn set_disabled(&mut self, id: WorkloadId, disabled: bool) -> Result<(), EnforceError> {
         let state = self
@@ -418,7 +424,8 @@ impl Enforcement {
         let workloads = self.tree.workloads()?;
         let mut populated = workloads.iter().any(|directory| directory.populated);
         for workload in &self.outside {
-            populated |= workload.populated()? == Some(true);
+            // An empty one, too, is somebody's who means to use it: what starts there must not be nobody's.
+            populated |= workload.populated()?.is_some();
         }
         if populated {
             let config = self.maps.config()?;

@@ -65,6 +65,7 @@ reasons! {
     NameNotAllowed, "name_not_allowed", "No connection of the agent allows this name.";
     NameRateLimited, "name_rate_limited", "The agent asks for names too fast.";
     NamesExhausted, "names_exhausted", "No address is left that could stand for another name.";
+    NotAttached, "not_attached", "This cgroup is no attached workload.";
     NotHttp, "not_http", "The connection does not speak HTTP.";
     OriginUnknown, "origin_unknown", "The connection's workload or destination is not known.";
     Overloaded, "overloaded", "Too many calls are under way.";
@@ -87,6 +88,7 @@ reasons! {
     UpstreamCertificate, "upstream_certificate", "The upstream's certificate could not be verified.";
     UpstreamTimeout, "upstream_timeout", "The upstream did not answer in time.";
     UpstreamUnreachable, "upstream_unreachable", "The upstream could not be reached.";
+    WorkloadAlive, "workload_alive", "Processes live in the workload, and a live process is not set free.";
     WorkloadsFull, "workloads_full", "As many workloads live as the kernel side has room for.";
 }
 

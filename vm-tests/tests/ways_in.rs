@@ -13,12 +13,18 @@
 mod bundle;
 #[path = "ways_in/container.rs"]
 mod container;
+#[path = "ways_in/elsewhere.rs"]
+mod elsewhere;
 #[path = "ways_in/isolated.rs"]
 mod isolated;
 #[path = "ways_in/own_uid.rs"]
 mod own_uid;
 #[path = "ways_in/shell.rs"]
 mod shell;
+#[path = "ways_in/systemd.rs"]
+mod systemd;
+#[path = "ways_in/unit.rs"]
+mod unit;
 
 use vm_tests::demo::Stage;
 

@@ -81,6 +81,11 @@ const PACKAGES: &[Package] = &[
         present: || has("runc"),
     },
     Package {
+        name: "systemd",
+        why: "the service manager whose units the tests govern",
+        present: || std::path::Path::new("/usr/lib/systemd/systemd").is_file(),
+    },
+    Package {
         name: "xz-utils",
         why: "unpacks kernel modules for the test machines",
         present: || has("xz"),

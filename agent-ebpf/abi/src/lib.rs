@@ -165,6 +165,9 @@ pub struct Task {
 pub mod task_flag {
     /// It runs a program of the workload's, not the launcher between birth and execve: no privileges.
     pub const ARMED: u32 = 1;
+    /// It came into a cgroup elsewhere by itself and has executed nothing since: it is its service manager's or runtime's own
+    /// code, which still has output to connect.
+    pub const MANAGER: u32 = 2;
 }
 
 /// A refusal of the kernel side, as it travels through the ring buffer `EVENTS`.

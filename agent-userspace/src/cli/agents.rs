@@ -3,6 +3,10 @@
 //! INVARIANT: switching needs a daemon, since only it can cut what runs.
 
 mod attach;
+mod detach;
+mod drop_in;
+mod systemd;
+mod unit;
 
 use std::process::ExitCode;
 
@@ -10,6 +14,7 @@ use clap::Subcommand;
 use policies::AgentId;
 
 pub(super) use attach::{Pinned, failed, require_root};
+pub(super) use unit::UnitName;
 
 use super::output::Tone;
 use super::{Failure, Global, Output, ask_all};
@@ -18,8 +23,10 @@ use crate::control::{AgentReport, Client, Request, SwitchReport};
 /// What to do with agents.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Govern a cgroup that is there already, such as a container's or a unit's
+    /// Govern a cgroup that is there already, such as a container's, or each start of a systemd service
     Attach(attach::Args),
+    /// Undo `attach`; a live process stays governed
+    Detach(detach::Args),
     /// Refuse an agent's new connections and cut its open ones, at once
     Disable {
         /// TENANT/NAME
@@ -37,6 +44,7 @@ pub(super) enum Command {
 pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Attach(args) => attach::run(global, args),
+        Command::Detach(args) => detach::run(global, args),
         Command::Disable { agent } => set(global, agent, true),
         Command::Enable { agent } => set(global, agent, false),
         Command::List => list(global),

@@ -85,13 +85,22 @@ impl Enforcer {
                     ca_pem,
                 })
             }
-            Some((
-                ToRun::Refused {
-                    refusal: Refusal { reason, detail },
-                },
-                _,
-            )) => Err(format!("{reason}: {detail}")),
+            Some((ToRun::Refused { refusal }, _)) => Err(told(refusal)),
             Some((ToRun::Done {}, _)) | None => Err("the daemon hung up".to_owned()),
+        }
+    }
+
+    /// Asks for something that has no more to say than that it is done.
+    pub(super) fn tell(&self, question: &FromRun) -> Result<(), String> {
+        let heard = self
+            .0
+            .send(question, &[])
+            .and_then(|()| self.0.receive_within::<ToRun>(PATIENCE))
+            .map_err(|error| format!("the daemon: {error}"))?;
+        match heard {
+            Some((ToRun::Done {}, _)) => Ok(()),
+            Some((ToRun::Refused { refusal }, _)) => Err(told(refusal)),
+            Some((ToRun::Admitted { .. }, _)) | None => Err("the daemon hung up".to_owned()),
         }
     }
 
@@ -101,6 +110,11 @@ impl Enforcer {
             .send(&FromRun::Started { pid }, &[])
             .map_err(|error| format!("the daemon: {error}"))
     }
+}
+
+/// A refusal, for a person.
+fn told(Refusal { reason, detail }: Refusal) -> String {
+    format!("{reason}: {detail}")
 }
 
 impl Admitted {

@@ -55,7 +55,10 @@ impl Message for FromRun {
         match self {
             // The network namespace of processes that are yet to live in the cgroup.
             FromRun::Attach { .. } => 0..=1,
-            FromRun::Panic {} | FromRun::Run { .. } | FromRun::Started { .. } => 0..=0,
+            FromRun::Detach { .. }
+            | FromRun::Panic {}
+            | FromRun::Run { .. }
+            | FromRun::Started { .. } => 0..=0,
         }
     }
 }
@@ -342,7 +345,7 @@ pub enum CgroupRef {
 #[serde(tag = "to_enforcer", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromRun {
     /// Make a cgroup that is there already a workload of this agent. The network namespace of its processes comes along
-    /// where they are yet to live in it. The workload ends when the cgroup is empty.
+    /// where they are yet to live in it. The workload ends with the cgroup, or by [`FromRun::Detach`].
     Attach {
         /// Which agent.
         agent: AgentId,
@@ -350,6 +353,13 @@ pub enum FromRun {
         cgroup: CgroupRef,
         /// Its first process, for the record.
         pid: Option<u32>,
+    },
+    /// Give a cgroup back that was attached.
+    Detach {
+        /// Which cgroup.
+        cgroup: CgroupRef,
+        /// Whether its processes are to be ended; while any lives, it stays governed.
+        kill: bool,
     },
     /// Make a workload of this agent. The connection's life is the workload's: hanging up ends it once it is empty.
     Run {
@@ -389,7 +399,7 @@ pub enum ToRun {
         /// The uids that agents may have where no user is named.
         uids: UidRange,
     },
-    /// What [`FromRun::Panic`] asked for is done.
+    /// What [`FromRun::Detach`] or [`FromRun::Panic`] asked for is done.
     Done {},
     /// Nothing was made.
     Refused {

@@ -35,6 +35,15 @@ pub(super) enum Ask {
         /// Done, or why not.
         reply: oneshot::Sender<Result<Admission, Refusal>>,
     },
+    /// Give a cgroup back that was attached.
+    Detach {
+        /// Which.
+        cgroup: CgroupRef,
+        /// Whether its processes are to be ended.
+        kill: bool,
+        /// Done, or why not.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
     /// Is this cgroup a workload's, or below one? Not all lie where Sluice makes them.
     IsGoverned {
         /// Which cgroup.
@@ -193,6 +202,20 @@ async fn session(peer: &AsyncChannel, asks: &mpsc::Sender<Ask>) -> Result<(), Ch
         }
         return peer.send(&ToRun::Done {}, &[]).await;
     }
+    if let FromRun::Detach { cgroup, kill } = asked {
+        let (reply, done) = oneshot::channel();
+        let question = Ask::Detach {
+            cgroup,
+            kill,
+            reply,
+        };
+        let asked = asks.send(question).await;
+        return match (asked, done.await) {
+            (Ok(()), Ok(Ok(()))) => peer.send(&ToRun::Done {}, &[]).await,
+            (Ok(()), Ok(Err(refusal))) => peer.send(&ToRun::Refused { refusal }, &[]).await,
+            _ => Err(ChannelError::HungUp),
+        };
+    }
     let (reply, answer) = oneshot::channel();
     let question = question(asked, fds, reply).ok_or(ChannelError::HungUp)?;
     let admitted = match asks.send(question).await {
@@ -250,7 +273,7 @@ fn question(
             way: if isolate { Way::Isolated } else { Way::Run },
             reply,
         }),
-        FromRun::Panic {} | FromRun::Started { .. } => None,
+        FromRun::Detach { .. } | FromRun::Panic {} | FromRun::Started { .. } => None,
     }
 }
 
@@ -269,9 +292,10 @@ async fn live(
     while let Some((said, _)) = peer.receive::<FromRun>().await? {
         match said {
             FromRun::Started { pid } => drop(asks.send(Ask::Started { workload, pid }).await),
-            FromRun::Attach { .. } | FromRun::Panic {} | FromRun::Run { .. } => {
-                return Err(ChannelError::HungUp);
-            }
+            FromRun::Attach { .. }
+            | FromRun::Detach { .. }
+            | FromRun::Panic {}
+            | FromRun::Run { .. } => return Err(ChannelError::HungUp),
         }
     }
     Ok(())

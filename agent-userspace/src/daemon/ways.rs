@@ -17,6 +17,11 @@ pub(super) fn remember(cgroup: &Path, way: Way) {
     }
 }
 
+/// The cgroup is given back to whoever made it.
+pub(super) fn forget(cgroup: &Path) {
+    let _never_noted = rustix::fs::removexattr(cgroup, ATTRIBUTE);
+}
+
 /// The way that was written down, if any.
 pub(super) fn recall(cgroup: &Path) -> Option<Way> {
     let mut name = [0_u8; 16];

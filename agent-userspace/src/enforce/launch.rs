@@ -15,6 +15,7 @@ mod seccomp;
 mod signals;
 mod step;
 mod trust;
+mod unit;
 mod wait;
 
 use std::ffi::OsString;
@@ -28,6 +29,7 @@ pub use container::{FurnishError, Furniture};
 pub use home::HomeError;
 pub use proxy::{ConfineError, confine_proxy};
 pub(crate) use trust::{Overlaid, combined_bundle, overlaid, sets_variable};
+pub use unit::{UnitFiles, settings as unit_settings};
 pub use wait::Running;
 
 /// A command to start, and what it may see.

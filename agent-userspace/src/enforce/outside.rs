@@ -8,12 +8,13 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use agent_abi::MAX_OUTSIDE_LEVELS;
-use policies::WorkloadId;
+use policies::{AgentId, WorkloadId};
 
 use super::cgroup::{self, Open, Tree};
 use super::error::EnforceError;
-use super::instance::WorkloadName;
+use super::instance::{Instance, WorkloadName};
 use super::pins::{self, Pins};
+use super::{attach, mounts};
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
@@ -219,6 +220,11 @@ pub(super) fn recorded(version: &Path, tree: &Tree) -> Result<Vec<Outside>, Enfo
 /// Where the workloads lie that are recorded in a pin directory, for a reader beside a daemon: nothing is changed, and what
 /// cannot be read is left out.
 pub(super) fn places(version: &Path, tree: &Tree) -> Vec<PathBuf> {
+    let there = seen(version, tree).into_iter();
+    there.map(|workload| workload.path).collect()
+}
+
+fn seen(version: &Path, tree: &Tree) -> Vec<Outside> {
     let entries = fs::read_dir(version).into_iter().flatten().flatten();
     let records = entries.filter_map(|entry| {
         let directory = entry.file_name();
@@ -228,8 +234,25 @@ pub(super) fn places(version: &Path, tree: &Tree) -> Vec<PathBuf> {
     });
     records
         .filter(|workload| matches!(workload.open(), Ok(Some(_))))
-        .map(|workload| workload.path)
         .collect()
+}
+
+/// Whom a cgroup elsewhere, as `/proc/<pid>/cgroup` shows it, is governed as, found out without a daemon: by its record, and
+/// only if every program is pinned.
+pub fn governed_as(
+    instance: &Instance,
+    in_hierarchy: &str,
+) -> Result<Option<AgentId>, EnforceError> {
+    let version = pins::version_of(&mounts::bpffs()?, instance);
+    let found = seen(&version, &Tree::find(instance)?)
+        .into_iter()
+        .find(|workload| workload.in_hierarchy == in_hierarchy);
+    Ok(found.and_then(|workload| {
+        let pins = version.join(format!("{PREFIX}{}", workload.id));
+        let complete =
+            attach::of_workloads().all(|(name, _)| pins.join(attach::link_name(name)).exists());
+        complete.then_some(workload.name.agent)
+    }))
 }
 
 fn parse(id: &str, text: &Path, tree: &Tree) -> Option<Outside> {

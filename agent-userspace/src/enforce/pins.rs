@@ -15,6 +15,13 @@ use super::error::EnforceError;
 use super::instance::Instance;
 use super::sys;
 
+/// Where this version's pins of an instance lie.
+pub(super) fn version_of(bpffs: &Path, instance: &Instance) -> PathBuf {
+    bpffs
+        .join(instance.as_str())
+        .join(format!("v{ABI_VERSION}"))
+}
+
 /// The pin directory, held by this process until it is dropped.
 #[derive(Debug)]
 pub(super) struct Pins {
@@ -28,7 +35,7 @@ impl Pins {
     /// Makes the directory if need be, and takes the instance's lock.
     pub(super) fn hold(bpffs: &Path, instance: &Instance) -> Result<Self, EnforceError> {
         let base = bpffs.join(instance.as_str());
-        let version = base.join(format!("v{ABI_VERSION}"));
+        let version = version_of(bpffs, instance);
         let lock = loop {
             make_dir(&base)?;
             let lock = match File::open(&base) {

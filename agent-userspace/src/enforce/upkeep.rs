@@ -84,6 +84,13 @@ impl Enforcement {
         each(&self.places(), "killing everything in", freeze::kill)
     }
 
+    /// Ends every process of one workload whose cgroup lies elsewhere. They are gone a moment later.
+    pub fn kill(&self, id: WorkloadId) -> Result<(), EnforceError> {
+        let workload = self.outside.iter().find(|workload| workload.id == id.0);
+        let path = &workload.ok_or(EnforceError::WorkloadUnknown(id))?.path;
+        freeze::kill(path).map_err(EnforceError::io("killing everything in", path))
+    }
+
     /// The cgroups under which every workload lies. One elsewhere that is gone is left out.
     fn places(&self) -> Vec<PathBuf> {
         let outside = self

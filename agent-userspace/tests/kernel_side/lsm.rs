@@ -10,6 +10,7 @@ use std::time::Duration;
 use agent_userspace::enforce::RefusalKind;
 
 use crate::host::{EPERM, Host, receive_fds};
+use crate::outside::{Elsewhere, govern};
 use crate::puppet::Puppet;
 
 #[test]
@@ -136,6 +137,31 @@ fn lsm_a_workload_receives_no_socket_from_outside() {
     let taken = workload.hand("take_socket", &[foreign.as_fd()]);
     assert_eq!(taken.is_err(), live);
     assert_eq!(host.refusals(RefusalKind::SocketForeign), u64::from(live));
+}
+
+#[test]
+fn lsm_a_managers_child_connects_its_output_until_it_executes() {
+    let mut host = Host::start();
+    let live = host.is_live("lsm_unix");
+    let elsewhere = Elsewhere::make(&mut host);
+    govern(&mut host, "acme/support", &elsewhere.0);
+    let mut outsider = Puppet::start(None);
+    let theirs = place(&host, "stream", "theirs");
+    let listen = format!("unixlisten stream {}", theirs.display());
+    outsider.ask(&listen).unwrap();
+    let connect = format!("unixconnect stream {}", theirs.display());
+    let refused = if live { Err(EPERM) } else { Ok(vec![]) };
+
+    // The control is the manager's child itself: it came by its own move, and has executed nothing since.
+    let (mut manager, mut program) = Puppet::start_and_bear(&elsewhere.0);
+    assert_eq!(manager.ask(&connect), Ok(vec![]));
+    assert_eq!(program.ask(&connect), refused);
+    // Nor may who was there before, or was moved in by somebody else.
+    let mut moved = Puppet::start(None);
+    moved.enter(&elsewhere.0);
+    assert_eq!(moved.ask(&connect), refused);
+    // A network socket is as far away for it as for everybody else.
+    assert_eq!(manager.connect("192.0.2.1:443"), Err(EPERM));
 }
 
 #[test]

@@ -403,7 +403,7 @@ fn stopping_denies_workloads_elsewhere_and_ends_with_the_last() {
     let elsewhere = Elsewhere::make(&mut host);
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = server.local_addr().unwrap().to_string();
-    govern(&mut host, "acme/support", &elsewhere.0);
+    let id = govern(&mut host, "acme/support", &elsewhere.0).id;
     let mut puppet = Puppet::start(Some(&elsewhere.0));
     puppet.connect("198.18.0.1:443").unwrap();
 
@@ -413,8 +413,16 @@ fn stopping_denies_workloads_elsewhere_and_ends_with_the_last() {
 
     host.adopt();
     puppet.enter(&top(&mut host));
+    // Empty, it is still somebody's who means to use it.
+    assert_eq!(host.take().stop().unwrap(), Stopped::LeftDenying);
+    assert_eq!(
+        Puppet::start(Some(&elsewhere.0)).connect(&server),
+        Err(EPERM)
+    );
+    host.adopt();
+    host.enforcement().release(id).unwrap();
     assert_eq!(host.take().stop().unwrap(), Stopped::Removed);
-    puppet.enter(&elsewhere.0);
+    let mut puppet = Puppet::start(Some(&elsewhere.0));
     puppet.connect(&server).unwrap();
 }
 

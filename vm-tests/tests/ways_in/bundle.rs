@@ -72,7 +72,7 @@ impl Cable {
         cable
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/run/netns/{}", self.name)
     }
 }
@@ -195,7 +195,7 @@ impl Drop for Container {
 }
 
 /// A merged-/usr root as Debian's is.
-fn root(root: &Path) {
+pub(crate) fn root(root: &Path) {
     for directory in ["dev", "etc/ssl/certs", "proc", "run", "sys", "tmp", "usr"] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }

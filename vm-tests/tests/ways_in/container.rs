@@ -8,7 +8,7 @@ use crate::{AGENT, BALANCE, arrived, stage};
 const HOOK: Option<&[&str]> = Some(&["--agent", AGENT]);
 
 /// A server at the host's end of the cable, and the command that calls it.
-fn server_at(cable: &Cable) -> String {
+pub(crate) fn server_at(cable: &Cable) -> String {
     use std::io::Write as _;
     let server = TcpListener::bind((cable.host.as_str(), 0)).unwrap();
     let at = server.local_addr().unwrap();

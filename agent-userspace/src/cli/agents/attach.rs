@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::super::enforcer::{Admitted, Enforcer};
 use super::super::{Failure, Global, Output};
+use super::unit::{self, UnitName};
 use crate::config::ProcessFacts;
 use crate::daemon::protocol::{CgroupRef, FromRun};
 use crate::enforce::NetNamespace;
@@ -26,6 +27,9 @@ pub(in crate::cli) struct Args {
     agent: AgentId,
     #[command(flatten)]
     what: What,
+    /// Only print the service's drop-in
+    #[arg(long, requires = "unit")]
+    print: bool,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +41,9 @@ struct What {
     /// The cgroup that this process is in, and its network namespace
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
+    /// Each start of this systemd service, from its first instruction, by a drop-in
+    #[arg(long, value_name = "NAME.service")]
+    unit: Option<UnitName>,
 }
 
 /// A process whose number means it as long as this lives.
@@ -103,7 +110,10 @@ impl Pinned {
 /// # Errors
 /// The daemon or the kernel refused: `not_root`, `process_gone`, `cgroup_unknown`, `cgroup_unfit`, `already_governed`, `agent_unknown`.
 pub(super) fn run(global: &Global, args: Args) -> Result<ExitCode, Failure> {
-    let Args { agent, what } = args;
+    let Args { agent, what, print } = args;
+    if let Some(name) = &what.unit {
+        return unit::attach(global, &agent, name, print);
+    }
     let admitted = attach(global, agent.clone(), &what).map_err(failed)?;
     report(global, &agent, &admitted, "attached")
 }

@@ -82,10 +82,14 @@ impl Enforcer {
         }
     }
 
-    /// Removes the workloads that nobody waits for and that are empty.
+    /// Removes the workloads that nobody waits for and that are empty, but for those whose cgroup is somebody else's.
     pub(super) fn retire_left(&mut self) -> Vec<WorkloadId> {
         let mut retired = Vec::new();
         for id in self.book.left() {
+            // Who starts there next is governed from the first instruction; `sweep` sees it go.
+            if self.enforcement.lies_elsewhere(id) {
+                continue;
+            }
             match self.enforcement.retire(id) {
                 Ok(()) | Err(EnforceError::WorkloadUnknown(_)) => {
                     self.book.strike(id);
@@ -119,7 +123,21 @@ impl Enforcer {
                     Err(refusal) => self.refuse(agent, refusal, reply).await,
                 }
             }
-            Ask::IsGoverned { cgroup, reply } => drop(reply.send(self.book.governs(&cgroup))),
+            Ask::Detach {
+                cgroup,
+                kill,
+                reply,
+            } => {
+                tracing::info!(?cgroup, kill, "a cgroup is asked back");
+                // Whoever asked may be gone; it is done all the same.
+                let _ = reply.send(self.detach(&cgroup, kill).await);
+            }
+            Ask::IsGoverned { cgroup, reply } => {
+                // A unit that starts again has a cgroup of the same name and none of the same kind.
+                self.sweep_later();
+                // Who asked may be gone: then nobody was let in.
+                let _ = reply.send(self.book.governs(&cgroup));
+            }
             Ask::Run {
                 agent,
                 argv0,

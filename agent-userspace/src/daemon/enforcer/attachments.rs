@@ -5,7 +5,8 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use mitm_proxy::Way;
 use policies::{AgentId, Reason, WorkloadId};
@@ -17,7 +18,10 @@ use crate::daemon::error::in_full;
 use crate::daemon::protocol::{CgroupRef, Refusal, ToWorker, WorkloadFacts};
 use crate::daemon::runs::Admission;
 use crate::daemon::ways;
-use crate::enforce::{Found, NetNamespace};
+use crate::enforce::{EnforceError, Found, NetNamespace};
+
+/// How long killed processes may take to be gone.
+const TIME_TO_DIE: Duration = Duration::from_secs(2);
 
 /// What asking for a cgroup comes to.
 pub(super) enum Attach {
@@ -37,19 +41,7 @@ impl Enforcer {
         netns: Option<OwnedFd>,
     ) -> Result<Attach, Refusal> {
         self.refuse_by_host()?;
-        let named = match cgroup {
-            CgroupRef::Directory(path) => Some(path.clone()),
-            CgroupRef::Shown(shown) => self.enforcement.directory_of(shown),
-        };
-        let path = named.and_then(|path| fs::canonicalize(path).ok());
-        let found = path.and_then(|path| Some((self.enforcement.shown(&path)?, path)));
-        let Some((shown, path)) = found else {
-            let detail = format!(
-                "{} is not a directory of the cgroup v2 hierarchy that the daemon uses",
-                show(cgroup)
-            );
-            return refused(Reason::CgroupUnknown, detail);
-        };
+        let (shown, path) = self.directory(cgroup)?;
         // One that was removed and made anew in the meantime is another.
         self.sweep_later();
         let workloads = self
@@ -82,6 +74,67 @@ impl Enforcer {
             place: Waits::Elsewhere(path),
             netns,
         }))
+    }
+
+    /// The cgroup that is meant, as `/proc/PID/cgroup` shows it, and its directory.
+    fn directory(&self, cgroup: &CgroupRef) -> Result<(String, PathBuf), Refusal> {
+        let named = match cgroup {
+            CgroupRef::Directory(path) => Some(path.clone()),
+            CgroupRef::Shown(shown) => self.enforcement.directory_of(shown),
+        };
+        let path = named.and_then(|path| fs::canonicalize(path).ok());
+        let found = path.and_then(|path| Some((self.enforcement.shown(&path)?, path)));
+        found.map_or_else(
+            || {
+                let detail = format!(
+                    "{} is not a directory of the cgroup v2 hierarchy that the daemon uses",
+                    show(cgroup)
+                );
+                refused(Reason::CgroupUnknown, detail)
+            },
+            Ok,
+        )
+    }
+
+    /// Gives a cgroup back. A live process is never set free by it.
+    pub(super) async fn detach(&mut self, cgroup: &CgroupRef, kill: bool) -> Result<(), Refusal> {
+        let (shown, path) = self.directory(cgroup)?;
+        self.sweep_later();
+        let mut workloads = self
+            .enforcement
+            .workloads_found()
+            .map_err(|error| unenforced(&error))?
+            .into_iter();
+        let Some(found) = workloads.find(|found| found.path == path && found.outside) else {
+            let detail = format!("{shown} is no attached workload");
+            return refused(Reason::NotAttached, detail);
+        };
+        let id = found.id;
+        if kill {
+            self.enforcement.kill(id).map_err(|error| unenforced(&error))?;
+        }
+        let deadline = Instant::now() + if kill { TIME_TO_DIE } else { Duration::ZERO };
+        loop {
+            match self.enforcement.release(id) {
+                Ok(()) => break,
+                Err(EnforceError::WorkloadAlive(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(EnforceError::WorkloadAlive(_)) => {
+                    let detail = format!(
+                        "processes live in {shown}, and a live process is not set free; end them, or say --kill"
+                    );
+                    return refused(Reason::WorkloadAlive, detail);
+                }
+                Err(error) => return Err(unenforced(&error)),
+            }
+        }
+        tracing::warn!(workload = %found.name, cgroup = shown, "given back");
+        ways::forget(&path);
+        self.book.strike(id);
+        self.namespaces.close(id);
+        self.tell(&ToWorker::Retire { id }, None).await;
+        Ok(())
     }
 
     /// Asked for twice, as a unit does that is started again in the same cgroup.
@@ -129,7 +182,7 @@ impl Enforcer {
         self.namespaces
             .find(id, path)
             .map_err(|error| ours(&error))?;
-        // Nobody waits for it: it ends when it is empty.
+        // Nobody waits for it: it ends with its cgroup.
         self.book.leave(id);
         Ok(governed.cgroup)
     }
@@ -152,7 +205,7 @@ impl Enforcer {
     }
 
     /// The same, for when the proxy process is told with the next tick.
-    fn sweep_later(&mut self) {
+    pub(super) fn sweep_later(&mut self) {
         match self.enforcement.sweep() {
             Ok(gone) => {
                 for gone in gone {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const FILE_SYSTEMS: [&[u8]; 5] = [b"bpf", b"cgroup", b"cgroup2", b"debugfs", b"tracefs"];
 
 /// Brokers: processes that open sockets or start programs for whoever asks. Directories are covered, files masked.
-const BROKERS: &[&str] = &[
+pub(super) const BROKERS: &[&str] = &[
     "/dev/net/tun",
     "/dev/vhost-net",
     "/dev/vhost-vsock",

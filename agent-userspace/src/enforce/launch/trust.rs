@@ -135,6 +135,19 @@ fn combine(root: &str) -> Result<(BTreeSet<PathBuf>, Vec<u8>), LaunchError> {
     Ok((found, combined))
 }
 
+/// The bundles that this system has, each once, under its own name.
+pub(super) fn system_bundles() -> BTreeSet<PathBuf> {
+    let bundles = SYSTEM_BUNDLES.iter();
+    bundles
+        .filter_map(|bundle| fs::canonicalize(bundle).ok())
+        .collect()
+}
+
+/// The variables that a launch sets, all naming one bundle that holds everything; and those that it removes.
+pub(super) fn variables(bundle: &Path) -> (Vec<(OsString, OsString)>, &'static [&'static str]) {
+    (environment(&[], bundle, bundle), &REMOVED)
+}
+
 /// What covers a bundle without being told.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Overlaid {
@@ -224,7 +237,7 @@ pub(super) fn certificates(text: &str) -> Option<String> {
     (!found.is_empty()).then_some(found)
 }
 
-fn read_bundle(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_bundle(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?
         .take(MAX_BUNDLE)
