@@ -19,6 +19,8 @@ mod elsewhere;
 mod isolated;
 #[path = "ways_in/own_uid.rs"]
 mod own_uid;
+#[path = "ways_in/podman.rs"]
+mod podman;
 #[path = "ways_in/shell.rs"]
 mod shell;
 #[path = "ways_in/systemd.rs"]
