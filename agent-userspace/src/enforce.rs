@@ -7,6 +7,7 @@
     reason = "bpf(2) and typed map memory; every block says why it is sound"
 )]
 
+mod adopt;
 mod attach;
 mod cgroup;
 mod cut;
@@ -38,6 +39,7 @@ use std::sync::{Mutex, PoisonError};
 use agent_abi::{ABI_VERSION, Config, PANIC, task_flag, workload_flag};
 use policies::{AgentId, WorkloadId};
 
+pub use adopt::{Running, Standing, Unadopted, descends_from, started};
 pub use cut::Cut;
 pub use error::EnforceError;
 pub use instance::{Instance, NotAWorkload, WorkloadName};
@@ -200,6 +202,7 @@ impl Enforcement {
         }
         // A daemon that died during a repair has left them standing still. No cgroup.freeze, nobody frozen.
         let _never_frozen = freeze::thaw(tree.agents());
+        adopt::recover(&tree, &outside)?;
         Ok(Self {
             tree,
             pins,
@@ -268,8 +271,11 @@ impl Enforcement {
 
     /// Forgets a workload whose processes are all gone, and removes its cgroup if that is Sluice's own.
     pub fn retire(&mut self, id: WorkloadId) -> Result<(), EnforceError> {
-        if self.outside.iter().any(|workload| workload.id == id.0) {
-            return self.release(id);
+        if let Some(workload) = self.outside.iter().find(|workload| workload.id == id.0) {
+            let path = workload.path.clone();
+            self.release(id)?;
+            self.discard_place(&path);
+            return Ok(());
         }
         let directory = self
             .tree
@@ -349,6 +355,11 @@ impl Enforcement {
     pub fn governed(&self) -> String {
         let shown = self.tree.in_hierarchy(self.tree.agents());
         shown.map_or_else(String::new, |(shown, _)| shown)
+    }
+
+    /// The workload that a directory would be.
+    pub fn id_of(&self, directory: &Path) -> Result<WorkloadId, EnforceError> {
+        cgroup::id(directory).map(WorkloadId)
     }
 
     /// The directory of a cgroup that `/proc/<pid>/cgroup` shows so; none if it is not mounted here.

@@ -170,7 +170,9 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         Reason::AmbiguousRequest | Reason::MalformedRequest | Reason::NotHttp => {
             StatusCode::BAD_REQUEST
         }
-        Reason::AgentDisabled
+        Reason::AdoptStands
+        | Reason::AdoptUnfit
+        | Reason::AgentDisabled
         | Reason::AgentUnknown
         | Reason::AlreadyGoverned
         | Reason::ApprovalDenied
@@ -181,22 +183,27 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         | Reason::CgroupUnknown
         | Reason::CredentialUnavailable
         | Reason::EncryptedHello
+        | Reason::HeldOpen
         | Reason::HostUnknown
         | Reason::KernelRefused
         | Reason::NameNotAllowed
         | Reason::NameRateLimited
         | Reason::NamesExhausted
+        | Reason::NotAttached
         | Reason::OriginUnknown
         | Reason::PeerRefused
         | Reason::PolicyDenied
         | Reason::PolicyError
+        | Reason::ProcessGone
         | Reason::QueryTypeRefused
         | Reason::SniMissing
         | Reason::TlsHandshake
         | Reason::TlsRefusedByClient
+        | Reason::TreeUnsettled
         | Reason::TunnelLimit
         | Reason::Unmapped
-        | Reason::UpstreamAddress => StatusCode::FORBIDDEN,
+        | Reason::UpstreamAddress
+        | Reason::WorkloadAlive => StatusCode::FORBIDDEN,
         Reason::ConnectMethod => StatusCode::METHOD_NOT_ALLOWED,
         Reason::AnswerNotTaken | Reason::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Reason::BodyTooLarge | Reason::CompressionBomb => StatusCode::PAYLOAD_TOO_LARGE,

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
+    /// It ran already: stopped, freed of its sockets, and let go on.
+    Adopted,
     /// A cgroup that somebody else made and keeps: a unit's, a container's.
     Attached,
     /// `sluice run --isolate`.
@@ -27,6 +29,7 @@ impl Way {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Way::Adopted => "adopted",
             Way::Attached => "attached",
             Way::Isolated => "isolated",
             Way::Run => "run",
@@ -36,7 +39,7 @@ impl Way {
     /// The way of this name.
     #[must_use]
     pub fn from_name(name: &[u8]) -> Option<Way> {
-        [Way::Attached, Way::Isolated, Way::Run]
+        [Way::Adopted, Way::Attached, Way::Isolated, Way::Run]
             .into_iter()
             .find(|way| way.as_str().as_bytes() == name)
     }

@@ -38,6 +38,8 @@ macro_rules! reasons {
 reasons! {
     AdmissionTimeout, "admission_timeout", "The proxy process did not answer in time, so nothing was started.";
     AdmissionUnavailable, "admission_unavailable", "The daemon cannot admit workloads right now.";
+    AdoptStands, "adopt_stands", "The running tree could neither be governed nor put back; it stands still.";
+    AdoptUnfit, "adopt_unfit", "What governs cannot be governed.";
     AgentDisabled, "agent_disabled", "The agent is switched off.";
     AgentUnknown, "agent_unknown", "No agent of this name is configured.";
     AlreadyGoverned, "already_governed", "The cgroup is a workload already.";
@@ -58,6 +60,7 @@ reasons! {
     EncryptedHello, "encrypted_hello", "The TLS client insists on hiding which name it asks for.";
     EnforcementBroken, "enforcement_broken", "The kernel side is not as it must be and could not be repaired.";
     EnforcementFailed, "enforcement_failed", "The kernel side could not be made ready for the workload.";
+    HeldOpen, "held_open", "The running tree holds something open that leads out and cannot be closed from outside.";
     HostUnknown, "host_unknown", "No connection of the agent names this host.";
     KernelRefused, "kernel_refused", "The kernel refused a connection, a packet or a system call.";
     LiteralsFull, "literals_full", "Connections name more IP addresses than the kernel side has room for.";
@@ -73,6 +76,7 @@ reasons! {
     PeerRefused, "peer_refused", "Only root, outside of every workload, may start workloads.";
     PolicyDenied, "policy_denied", "Policy denies this call.";
     PolicyError, "policy_error", "A policy could not be evaluated, so the call is denied.";
+    ProcessGone, "process_gone", "There is no such process any more.";
     ProtocolUnsupported, "protocol_unsupported", "This protocol is not supported.";
     QueryTypeRefused, "query_type_refused", "This kind of DNS question is not answered.";
     RequestTimeout, "request_timeout", "The request did not arrive in time.";
@@ -82,6 +86,7 @@ reasons! {
     SniMissing, "sni_missing", "The TLS client named no server.";
     TlsHandshake, "tls_handshake", "The TLS handshake failed.";
     TlsRefusedByClient, "tls_refused_by_client", "The client does not trust the tenant's certificate authority.";
+    TreeUnsettled, "tree_unsettled", "The running tree does not come to a stand.";
     TunnelLimit, "tunnel_limit", "The connection carried more, or lasted longer, than it may.";
     Unmapped, "unmapped", "No capability of the connection matches this request.";
     UpstreamAddress, "upstream_address", "The upstream's name leads to an address that is not public.";

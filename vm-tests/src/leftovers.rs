@@ -72,6 +72,13 @@ pub(crate) fn remove(root: &Path, keep_files: bool) {
     if let Some(cgroup) = cgroup2().map(|mount| mount.join(&name)) {
         remove_cgroup(&cgroup);
     }
+    let beside = cgroup2().and_then(|mount| fs::read_dir(mount).ok());
+    let adopted = format!("{name}.adopted.");
+    for entry in beside.into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&adopted) {
+            remove_cgroup(&entry.path());
+        }
+    }
     drop(fs::remove_dir_all(Path::new(BPFFS).join(&name)));
     unmount_below(root);
     if !keep_files {

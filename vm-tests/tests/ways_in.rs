@@ -9,6 +9,8 @@
     reason = "a failed test panics, in its helpers too"
 )]
 
+#[path = "ways_in/adopted.rs"]
+mod adopted;
 #[path = "ways_in/bundle.rs"]
 mod bundle;
 #[path = "ways_in/container.rs"]

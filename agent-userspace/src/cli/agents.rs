@@ -2,6 +2,7 @@
 //! Asks the running daemon; a switch takes effect before the command returns.
 //! INVARIANT: switching needs a daemon, since only it can cut what runs.
 
+mod adopt;
 mod attach;
 mod detach;
 mod drop_in;
@@ -23,6 +24,8 @@ use crate::control::{AgentReport, Client, Request, SwitchReport};
 /// What to do with agents.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Govern what runs already, without the sockets that it has
+    Adopt(adopt::Args),
     /// Govern a cgroup that is there already, such as a container's, or each start of a systemd service
     Attach(attach::Args),
     /// Undo `attach`; a live process stays governed
@@ -43,6 +46,7 @@ pub(super) enum Command {
 
 pub(super) fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     match command {
+        Command::Adopt(args) => adopt::run(global, args),
         Command::Attach(args) => attach::run(global, args),
         Command::Detach(args) => detach::run(global, args),
         Command::Disable { agent } => set(global, agent, true),

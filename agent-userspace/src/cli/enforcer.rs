@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Global;
 use crate::config::{UidRange, read_certificate};
-use crate::daemon::protocol::{FromRun, Refusal, ToRun};
+use crate::daemon::protocol::{FromRun, ToRun};
 use crate::daemon::{Channel, ChannelError, connect_to_enforcer};
 use policies::{Reason, WorkloadId};
 
@@ -85,7 +85,7 @@ impl Enforcer {
                     ca_pem,
                 })
             }
-            Some((ToRun::Refused { refusal }, _)) => Err(told(refusal)),
+            Some((ToRun::Refused { refusal }, _)) => Err(refusal.to_string()),
             Some((ToRun::Done {}, _)) | None => Err("the daemon hung up".to_owned()),
         }
     }
@@ -99,7 +99,7 @@ impl Enforcer {
             .map_err(|error| format!("the daemon: {error}"))?;
         match heard {
             Some((ToRun::Done {}, _)) => Ok(()),
-            Some((ToRun::Refused { refusal }, _)) => Err(told(refusal)),
+            Some((ToRun::Refused { refusal }, _)) => Err(refusal.to_string()),
             Some((ToRun::Admitted { .. }, _)) | None => Err("the daemon hung up".to_owned()),
         }
     }
@@ -110,11 +110,6 @@ impl Enforcer {
             .send(&FromRun::Started { pid }, &[])
             .map_err(|error| format!("the daemon: {error}"))
     }
-}
-
-/// A refusal, for a person.
-fn told(Refusal { reason, detail }: Refusal) -> String {
-    format!("{reason}: {detail}")
 }
 
 impl Admitted {

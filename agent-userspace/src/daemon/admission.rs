@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::protocol::{Refusal, Ticket, WorkloadFacts};
 use super::runs::{Admission, is_governed};
+use crate::enforce::Running;
 
 /// How long the proxy process may take to answer; less than `sluice run` waits, so that it hears why.
 pub(super) const TIME_TO_ADMIT: Duration = Duration::from_secs(8);
@@ -42,6 +43,19 @@ pub(super) enum Waits {
     Made(OwnedFd),
     /// In this directory, which is governed once the proxy process said yes.
     Elsewhere(PathBuf),
+    /// It runs already: once the proxy process said yes it is stopped, governed, and let go on.
+    Running(Running),
+}
+
+impl Waits {
+    /// The directory of a workload that was not made for it alone.
+    pub(super) fn theirs(&self) -> Option<PathBuf> {
+        match self {
+            Waits::Made(_) => None,
+            Waits::Elsewhere(path) => Some(path.clone()),
+            Waits::Running(running) => Some(running.place().to_owned()),
+        }
+    }
 }
 
 /// The book.
@@ -89,7 +103,7 @@ impl Book {
         self.live
             .values()
             .map(|entry| &entry.facts)
-            .filter(|facts| facts.way == Way::Attached)
+            .filter(|facts| matches!(facts.way, Way::Adopted | Way::Attached))
             .filter_map(|facts| Some((facts.id, facts.pid?, facts.exe.clone())))
             .collect()
     }
@@ -98,6 +112,12 @@ impl Book {
     pub(super) fn governs(&self, cgroup: &str) -> bool {
         let mut all = self.live.values();
         all.any(|entry| is_governed(cgroup, &entry.facts.cgroup))
+    }
+
+    /// The same, for all workloads but one.
+    pub(super) fn governs_others(&self, cgroup: &str, but: WorkloadId) -> bool {
+        let mut others = self.live.values().filter(|entry| entry.facts.id != but);
+        others.any(|entry| is_governed(cgroup, &entry.facts.cgroup))
     }
 
     /// The workload of this id.

@@ -3,6 +3,7 @@
 //! INVARIANT: ports are published once the proxy process is ready and never before; it never reads an agent's byte.
 
 mod admissions;
+mod adoptions;
 mod attachments;
 mod reload;
 mod switches;

@@ -17,7 +17,7 @@ use super::protocol::{
 };
 
 /// A message of each kind that there is; mutations start from these.
-const MESSAGES: [&str; 30] = [
+const MESSAGES: [&str; 32] = [
     r#"{"to_worker":"start","listeners":{"tcp":1,"dns_tcp":1,"dns_udp":1,"proxy_port":1,"resolver_port":2}}"#,
     r#"{"to_worker":"admit","ticket":1,"workload":{"id":7,"agent":"acme/a","pid":null,"exe":null,"cgroup":"/x","way":"run"}}"#,
     r#"{"to_worker":"layers","layers":[{"name":"lsm","state":"absent","leaves_open":["x"]}]}"#,
@@ -37,6 +37,8 @@ const MESSAGES: [&str; 30] = [
     r#"{"to_worker":"happened","event":{"happening":"refused","agent":"acme/a","refusal":{"reason":"cgroup_unfit","detail":"x"},"times":1}}"#,
     r#"{"to_enforcer":"run","agent":"acme/a","argv0":"x","cwd":"/","isolate":false}"#,
     r#"{"to_enforcer":"attach","agent":"acme/a","cgroup":{"shown":"/x"},"pid":7}"#,
+    r#"{"to_enforcer":"adopt","agent":"acme/a","what":{"tree":{"pid":7,"started":1}}}"#,
+    r#"{"to_enforcer":"adopt","agent":"acme/a","what":{"cgroup":{"directory":"/x"}}}"#,
     r#"{"to_enforcer":"detach","cgroup":{"directory":"/x"},"kill":false}"#,
     r#"{"to_enforcer":"started","pid":1}"#,
     r#"{"to_run":"refused","refusal":{"reason":"cgroup_unfit","detail":"x"}}"#,

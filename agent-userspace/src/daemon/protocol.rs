@@ -2,6 +2,7 @@
 //! One message is one SOCK_SEQPACKET packet of JSON; descriptors travel beside it as SCM_RIGHTS.
 //! INVARIANT: an unknown message, field or excess byte is an error; whoever sends one is hung up on.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -55,7 +56,8 @@ impl Message for FromRun {
         match self {
             // The network namespace of processes that are yet to live in the cgroup.
             FromRun::Attach { .. } => 0..=1,
-            FromRun::Detach { .. }
+            FromRun::Adopt { .. }
+            | FromRun::Detach { .. }
             | FromRun::Panic {}
             | FromRun::Run { .. }
             | FromRun::Started { .. } => 0..=0,
@@ -281,6 +283,12 @@ pub struct Refusal {
     pub detail: String,
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
+
 /// What the kill switch did in the kernel.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -340,10 +348,32 @@ pub enum CgroupRef {
     Shown(String),
 }
 
+/// What runs already.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Running {
+    /// Everything in a cgroup, where it is.
+    Cgroup(CgroupRef),
+    /// A process and what descends from it.
+    Tree {
+        /// The process.
+        pid: u32,
+        /// When it was started, in ticks: another of that number was not.
+        started: u64,
+    },
+}
+
 /// `sluice run`, `sluice agents attach` and `sluice panic` to enforcer.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "to_enforcer", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromRun {
+    /// Make what runs already a workload of this agent: it is stopped, its sockets are ended, and it goes on governed.
+    Adopt {
+        /// Which agent.
+        agent: AgentId,
+        /// What.
+        what: Running,
+    },
     /// Make a cgroup that is there already a workload of this agent. The network namespace of its processes comes along
     /// where they are yet to live in it. The workload ends with the cgroup, or by [`FromRun::Detach`].
     Attach {

@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::channel::{AsyncChannel, Channel};
-use super::protocol::{CgroupRef, FromRun, Refusal, ToRun};
+use super::protocol::{CgroupRef, FromRun, Refusal, Running, ToRun};
 use super::{ChannelError, DaemonError};
 use crate::config::ProcessFacts;
 
@@ -22,6 +22,15 @@ const TIME_TO_ASK: Duration = Duration::from_secs(10);
 /// A question to the enforcer's main loop.
 #[derive(Debug)]
 pub(super) enum Ask {
+    /// Take over what runs already.
+    Adopt {
+        /// For which agent.
+        agent: AgentId,
+        /// What.
+        what: Running,
+        /// Done, or why not.
+        reply: oneshot::Sender<Result<Admission, Refusal>>,
+    },
     /// Govern a cgroup that is there.
     Attach {
         /// For which agent.
@@ -254,6 +263,7 @@ fn question(
     reply: oneshot::Sender<Result<Admission, Refusal>>,
 ) -> Option<Ask> {
     match asked {
+        FromRun::Adopt { agent, what } => Some(Ask::Adopt { agent, what, reply }),
         FromRun::Attach { agent, cgroup, pid } => Some(Ask::Attach {
             agent,
             cgroup,
@@ -292,7 +302,8 @@ async fn live(
     while let Some((said, _)) = peer.receive::<FromRun>().await? {
         match said {
             FromRun::Started { pid } => drop(asks.send(Ask::Started { workload, pid }).await),
-            FromRun::Attach { .. }
+            FromRun::Adopt { .. }
+            | FromRun::Attach { .. }
             | FromRun::Detach { .. }
             | FromRun::Panic {}
             | FromRun::Run { .. } => return Err(ChannelError::HungUp),

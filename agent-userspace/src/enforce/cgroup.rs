@@ -87,6 +87,36 @@ impl Tree {
         &self.base
     }
 
+    /// Where a tree that runs already is gathered: beside the instance's directories, since no label must stick to it yet.
+    pub(super) fn adopted(&self, number: u64) -> PathBuf {
+        self.root.join(format!("{}{number}", self.adopted_prefix()))
+    }
+
+    /// Whether a directory is such a place.
+    pub(super) fn is_adopted(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str());
+        path.parent() == Some(&self.root)
+            && name.is_some_and(|name| name.starts_with(&self.adopted_prefix()))
+    }
+
+    /// All such places.
+    pub(super) fn all_adopted(&self) -> Result<Vec<PathBuf>, EnforceError> {
+        let list = || EnforceError::io("listing", &self.root);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(list())? {
+            let path = entry.map_err(list())?.path();
+            if self.is_adopted(&path) && path.is_dir() {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    fn adopted_prefix(&self) -> String {
+        let name = self.base.file_name().and_then(|name| name.to_str());
+        format!("{}.adopted.", name.unwrap_or_default())
+    }
+
     /// A directory as `/proc/<pid>/cgroup` shows it to this process, and its level; none if it is not of this hierarchy.
     pub(super) fn in_hierarchy(&self, path: &Path) -> Option<(String, u32)> {
         let below = path.strip_prefix(&self.root).ok()?;

@@ -70,6 +70,9 @@ impl Enforcer {
             let agent = self.book.facts(waiting.workload);
             let agent = agent.map(|facts| facts.agent.clone());
             self.book.leave(waiting.workload);
+            if let Some(place) = waiting.place.theirs() {
+                self.discard(waiting.workload, &place);
+            }
             let refusal = Refusal {
                 reason: Reason::AdmissionTimeout,
                 detail: format!(
@@ -87,7 +90,7 @@ impl Enforcer {
         let mut retired = Vec::new();
         for id in self.book.left() {
             // Who starts there next is governed from the first instruction; `sweep` sees it go.
-            if self.enforcement.lies_elsewhere(id) {
+            if self.enforcement.lies_elsewhere(id) && !self.enforcement.is_gathered(id) {
                 continue;
             }
             match self.enforcement.retire(id) {
@@ -109,6 +112,13 @@ impl Enforcer {
 
     pub(super) async fn asked(&mut self, ask: Ask) {
         match ask {
+            Ask::Adopt { agent, what, reply } => {
+                tracing::info!(%agent, ?what, "a running tree is to be governed");
+                match self.adopt_running(agent, &what) {
+                    Ok(made) => self.admit(made, reply).await,
+                    Err(refusal) => drop(reply.send(Err(refusal))),
+                }
+            }
             Ask::Attach {
                 agent,
                 cgroup,
@@ -194,7 +204,7 @@ impl Enforcer {
         self.book.enter(facts.clone(), false);
         let netns = match way {
             Way::Isolated => Some(self.namespaces.make(facts.id)),
-            Way::Attached | Way::Run => None,
+            Way::Adopted | Way::Attached | Way::Run => None,
         };
         let netns = netns.transpose().map_err(|error| {
             // Nothing runs in it: the next tick removes it.
@@ -265,15 +275,16 @@ impl Enforcer {
             return tracing::warn!(?ticket, "the proxy process answers what nobody asked");
         };
         let id = waiting.workload;
-        let elsewhere = matches!(waiting.place, Waits::Elsewhere(_));
+        let place = waiting.place.theirs();
         let answer = match refused {
             None => self.settle(id, waiting.place, waiting.netns).await,
             // It has written that down itself.
             Some(refusal) => Err(refusal),
         };
         let refused = answer.is_err();
-        if refused && elsewhere {
+        if let (true, Some(place)) = (refused, place) {
             self.forget_ungoverned(id);
+            self.discard(id, &place);
         }
         // If the session is gone, too, nobody will say that it ended.
         if waiting.reply.send(answer).is_err() || refused {
@@ -298,6 +309,13 @@ impl Enforcer {
                     self.tell_happenings().await;
                 }
                 let cgroup = governed?;
+                if let Some(worker) = &self.worker {
+                    self.namespaces.tell_of(id, worker).await;
+                }
+                self.admission(id, cgroup, None)
+            }
+            Waits::Running(running) => {
+                let cgroup = self.take_running(id, &running)?;
                 if let Some(worker) = &self.worker {
                     self.namespaces.tell_of(id, worker).await;
                 }
@@ -372,14 +390,15 @@ pub(super) fn ours(error: &dyn std::error::Error) -> Refusal {
 
 /// A refusal by the kernel side, under its own name where it has one.
 pub(super) fn unenforced(error: &EnforceError) -> Refusal {
-    let reason = reason(error);
-    let detail = in_full(error);
-    // Some of them begin with their name already.
-    let named = detail.strip_prefix(reason.as_str());
-    let detail = named
+    named(reason(error), in_full(error))
+}
+
+/// A refusal whose text may begin with its name already.
+pub(super) fn named(reason: Reason, detail: String) -> Refusal {
+    let rest = detail.strip_prefix(reason.as_str());
+    let detail = rest
         .and_then(|rest| rest.strip_prefix(": "))
-        .unwrap_or(&detail)
-        .to_owned();
+        .map_or_else(|| detail.clone(), str::to_owned);
     Refusal { reason, detail }
 }
 

@@ -77,7 +77,7 @@ impl Enforcer {
     }
 
     /// The cgroup that is meant, as `/proc/PID/cgroup` shows it, and its directory.
-    fn directory(&self, cgroup: &CgroupRef) -> Result<(String, PathBuf), Refusal> {
+    pub(super) fn directory(&self, cgroup: &CgroupRef) -> Result<(String, PathBuf), Refusal> {
         let named = match cgroup {
             CgroupRef::Directory(path) => Some(path.clone()),
             CgroupRef::Shown(shown) => self.enforcement.directory_of(shown),
@@ -111,7 +111,9 @@ impl Enforcer {
         };
         let id = found.id;
         if kill {
-            self.enforcement.kill(id).map_err(|error| unenforced(&error))?;
+            self.enforcement
+                .kill(id)
+                .map_err(|error| unenforced(&error))?;
         }
         let deadline = Instant::now() + if kill { TIME_TO_DIE } else { Duration::ZERO };
         loop {
@@ -241,6 +243,6 @@ fn show(cgroup: &CgroupRef) -> String {
     }
 }
 
-fn refused<T>(reason: Reason, detail: String) -> Result<T, Refusal> {
+pub(super) fn refused<T>(reason: Reason, detail: String) -> Result<T, Refusal> {
     Err(Refusal { reason, detail })
 }
