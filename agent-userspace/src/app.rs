@@ -121,6 +121,8 @@ pub struct Ready {
     pub literals: Vec<IpAddr>,
     /// Agents that are switched off.
     pub disabled: Vec<AgentId>,
+    /// Cgroups whose processes run as an agent.
+    pub processes: Vec<(AgentId, policies::CgroupPattern)>,
 }
 
 /// Why a workload may not start.

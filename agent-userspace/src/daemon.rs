@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod appearing;
 mod channel;
 mod enforcer;
 mod error;

@@ -39,7 +39,7 @@ use std::sync::{Mutex, PoisonError};
 use agent_abi::{ABI_VERSION, Config, PANIC, task_flag, workload_flag};
 use policies::{AgentId, WorkloadId};
 
-pub use adopt::{Running, Standing, Unadopted, descends_from, started};
+pub use adopt::{Running, Standing, Unadopted, descends_from, hold, let_go, started};
 pub use cut::Cut;
 pub use error::EnforceError;
 pub use instance::{Instance, NotAWorkload, WorkloadName};
@@ -355,6 +355,28 @@ impl Enforcement {
     pub fn governed(&self) -> String {
         let shown = self.tree.in_hierarchy(self.tree.agents());
         shown.map_or_else(String::new, |(shown, _)| shown)
+    }
+
+    /// The top of the cgroup v2 hierarchy, as far as it is mounted.
+    #[must_use]
+    pub fn hierarchy(&self) -> &Path {
+        self.tree.root()
+    }
+
+    /// Whether this very directory is a workload's that lies elsewhere.
+    #[must_use]
+    pub fn governs(&self, directory: &Path) -> bool {
+        self.outside
+            .iter()
+            .any(|workload| workload.path == directory)
+    }
+
+    /// The workloads that lie elsewhere.
+    #[must_use]
+    pub fn elsewhere(&self) -> Vec<(WorkloadId, PathBuf)> {
+        let all = self.outside.iter();
+        all.map(|workload| (WorkloadId(workload.id), workload.path.clone()))
+            .collect()
     }
 
     /// The workload that a directory would be.

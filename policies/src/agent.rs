@@ -5,8 +5,8 @@
 use crate::connector::{OneOrMany, RawAuth};
 use crate::diagnostic::Place;
 use crate::{
-    AgentId, AgentName, Auth, ConnectionName, ConnectorId, CredentialName, Diagnostics, Group,
-    HostPattern, NameError, Owner, Source, Tenant,
+    AgentId, AgentName, Auth, CgroupPattern, ConnectionName, ConnectorId, CredentialName,
+    Diagnostics, Group, HostPattern, NameError, Owner, Source, Tenant,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -122,6 +122,7 @@ pub struct Agent {
     stage: Stage,
     groups: Vec<Group>,
     connections: Vec<Connection>,
+    processes: Vec<(CgroupPattern, Place)>,
     place: Place,
 }
 
@@ -129,7 +130,7 @@ impl Agent {
     /// Reads one file of `agents.d`.
     ///
     /// Keys: `tenant`, `name`, `owner`, `stage`, optional `groups`, and `[[connections]]` with `name`, `connector`, optional
-    /// `credential`, `hosts`, `capabilities` and (for `generic-http` only) `auth`.
+    /// `credential`, `hosts`, `capabilities` and (for `generic-http` only) `auth`; `[[processes]]` with `cgroup`.
     pub fn parse(source: &Source) -> Result<Agent, Diagnostics> {
         let raw: RawAgent = source.toml()?;
         let mut problems = Diagnostics::default();
@@ -147,6 +148,11 @@ impl Agent {
             }
             connections.extend(problems.keep(Connection::read(connection, source)));
         }
+        let rules = raw.processes.into_iter().map(|rule| rule.cgroup);
+        let processes = rules
+            .map(|cgroup| (source.place(cgroup.span()), cgroup.into_inner()))
+            .map(|(place, cgroup)| (cgroup, place))
+            .collect();
         let place = source.place(raw.name.span());
         let id = AgentId {
             tenant: raw.tenant,
@@ -158,6 +164,7 @@ impl Agent {
             stage: raw.stage,
             groups: raw.groups,
             connections,
+            processes,
             place,
         })
     }
@@ -185,6 +192,15 @@ impl Agent {
     /// What it may reach, in file order.
     pub fn connections(&self) -> &[Connection] {
         &self.connections
+    }
+
+    /// The cgroups whose processes run as it without being started by it, in file order.
+    pub fn processes(&self) -> impl Iterator<Item = &CgroupPattern> {
+        self.processes.iter().map(|(cgroup, _)| cgroup)
+    }
+
+    pub(crate) fn process_rules(&self) -> &[(CgroupPattern, Place)] {
+        &self.processes
     }
 
     pub(crate) fn place(&self) -> &Place {
@@ -291,6 +307,14 @@ struct RawAgent {
     groups: Vec<Group>,
     #[serde(default)]
     connections: Vec<RawConnection>,
+    #[serde(default)]
+    processes: Vec<RawProcesses>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProcesses {
+    cgroup: Spanned<CgroupPattern>,
 }
 
 #[derive(Deserialize)]
@@ -366,6 +390,25 @@ capabilities = ["refunds.*", "charges.read"]
             "",
             "missing field `owner`",
         );
+    }
+
+    #[test]
+    fn a_rule_for_processes_is_a_cgroup_pattern() {
+        let with = |rule: &str| parse(&format!("{SUPPORT}[[processes]]\n{rule}\n"));
+        let agent = with("cgroup = \"/machine.slice/bot-*.scope\"").unwrap();
+        let rules: Vec<&str> = agent.processes().map(CgroupPattern::as_str).collect();
+        assert_eq!(rules, ["/machine.slice/bot-*.scope"]);
+        for (rule, expected) in [
+            (
+                "cgroup = \"/*\"",
+                ":12:10: `/*` is not a valid cgroup pattern",
+            ),
+            ("cgruop = \"/a/b\"", "did you mean `cgroup`?"),
+            ("", "missing field `cgroup`"),
+        ] {
+            let shown = with(rule).unwrap_err().to_string();
+            assert!(shown.contains(expected), "{shown}");
+        }
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //! INVARIANT: a request that could be two capabilities of an agent is refused when the files are loaded, not when it arrives.
 
 use crate::connector::{Capability, Mapped, Request};
-use crate::diagnostic::did_you_mean;
+use crate::diagnostic::{Place, did_you_mean};
 use crate::{
-    Agent, AgentId, Auth, BodyNeed, Call, Connection, Connector, ConnectorId, CredentialId,
-    Diagnostic, Diagnostics, Endpoint, Host, HostPattern, Mapping, Reason, Refused, RequestView,
-    Strip,
+    Agent, AgentId, Auth, BodyNeed, Call, CgroupPattern, Connection, Connector, ConnectorId,
+    CredentialId, Diagnostic, Diagnostics, Endpoint, Host, HostPattern, Mapping, Reason, Refused,
+    RequestView, Strip,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +34,31 @@ struct BoundConnection {
     strip: Arc<[Strip]>,
 }
 
+/// Rules of two agents that could mean the same processes.
+fn shared_cgroups(agents: &BTreeMap<AgentId, Bound>) -> Vec<Diagnostic> {
+    let rules = || {
+        agents.values().flat_map(|bound| {
+            let rules = bound.agent.process_rules().iter();
+            rules.map(move |(rule, place)| (bound.agent.id(), rule, place))
+        })
+    };
+    let mut found = Vec::new();
+    for (at, (agent, rule, place)) in rules().enumerate() {
+        let mut earlier = rules().take(at);
+        let same = |(other, its, _): &(&AgentId, &CgroupPattern, &Place)| {
+            *other != agent && its.meets(rule)
+        };
+        if let Some((other, its, where_it_is)) = earlier.find(same) {
+            let message = format!(
+                "`{rule}` can mean the same processes as `{its}` of {other}, at {where_it_is}"
+            );
+            let hint = "a cgroup, with all that lies below it, runs as one agent: make one of the two narrower";
+            found.push(place.diagnostic(message).hint(hint));
+        }
+    }
+    found
+}
+
 impl Catalogue {
     /// Binds agents to connectors. The shipped connectors are always part; an operator's connector of the same id replaces one.
     pub fn build(agents: Vec<Agent>, connectors: Vec<Connector>) -> Result<Catalogue, Diagnostics> {
@@ -56,6 +81,7 @@ impl Catalogue {
                 problems.0.push(place.diagnostic(message));
             }
         }
+        problems.0.extend(shared_cgroups(&bound));
         problems.or(Catalogue {
             agents: bound,
             connectors,

@@ -15,6 +15,7 @@ mod connector;
 mod decision;
 mod diagnostic;
 mod names;
+mod processes;
 mod reason;
 
 pub use agent::{Agent, CapabilityPattern, Connection, Stage};
@@ -32,4 +33,5 @@ pub use names::{
     ConnectorId, CredentialId, CredentialName, Digest, Endpoint, Group, Host, HostPattern,
     NameError, Owner, PolicyId, PolicyVersion, Tenant, Timestamp, WorkloadId,
 };
+pub use processes::{CgroupPattern, is_like};
 pub use reason::Reason;

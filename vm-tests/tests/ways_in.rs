@@ -23,6 +23,8 @@ mod isolated;
 mod own_uid;
 #[path = "ways_in/podman.rs"]
 mod podman;
+#[path = "ways_in/rules.rs"]
+mod rules;
 #[path = "ways_in/shell.rs"]
 mod shell;
 #[path = "ways_in/systemd.rs"]

@@ -130,6 +130,14 @@ pub(super) fn ready(bundle: &Bundle, disabled: impl IntoIterator<Item = AgentId>
         version: bundle.version(),
         literals,
         disabled: disabled.into_iter().collect(),
+        processes: bundle
+            .agents()
+            .flat_map(|agent| {
+                agent
+                    .processes()
+                    .map(|rule| (agent.id().clone(), rule.clone()))
+            })
+            .collect(),
     }
 }
 

@@ -5,6 +5,7 @@
 mod admissions;
 mod adoptions;
 mod attachments;
+mod patterns;
 mod reload;
 mod switches;
 mod watchdog;
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 
 use super::DaemonError;
 use super::admission::Book;
+use super::appearing::Appearing;
 use super::error::in_full;
 use super::events::{Input, Inputs};
 use super::listeners::Sockets;
@@ -64,6 +66,8 @@ pub(super) struct Enforcer {
     worker: Option<Worker>,
     news: mpsc::Sender<News>,
     namespaces: Namespaces,
+    patterns: patterns::Patterns,
+    appearing: Appearing,
     restart: Restart,
     /// Workloads whose cgroup is gone and which the proxy process still knows.
     swept: Vec<WorkloadId>,
@@ -96,6 +100,7 @@ impl Enforcer {
         kernel: Events,
         news: mpsc::Sender<News>,
         namespaces: Namespaces,
+        appearing: Appearing,
         enforcement: Enforcement,
     ) -> Enforcer {
         Enforcer {
@@ -106,6 +111,8 @@ impl Enforcer {
             worker: None,
             news,
             namespaces,
+            patterns: patterns::Patterns::default(),
+            appearing,
             restart: Restart::default(),
             swept: Vec::new(),
             reloading: BTreeMap::new(),
@@ -174,6 +181,7 @@ impl Enforcer {
     pub(super) async fn serve(&mut self, inputs: &mut Inputs) {
         loop {
             match inputs.next().await {
+                Input::Appeared => self.take_matching().await,
                 Input::Asked(ask) => self.asked(ask).await,
                 Input::News(news) => self.heard(news).await,
                 Input::Reload => self.reload().await,
@@ -248,6 +256,7 @@ impl Enforcer {
 
     /// The kernel learns what the bundle says of addresses and of agents that are switched off.
     fn take(&mut self, bundle: &BundleFacts) -> Result<(), EnforceError> {
+        self.set_patterns(bundle.processes.clone());
         self.enforcement.set_literals(&bundle.literals)?;
         for id in self
             .book
@@ -335,6 +344,8 @@ impl Enforcer {
             self.tell(&ToWorker::Retire { id }, None).await;
         }
         self.look_again().await;
+        self.take_matching().await;
+        self.look_into_namespaces().await;
         self.pass_refusals_on().await;
         match self.enforcement.refusals() {
             Ok(counts) => {

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::DaemonError;
+use super::appearing::Appeared;
 use super::runs::Ask;
 use super::supervise::News;
 
@@ -20,6 +21,8 @@ const WATCH: Duration = Duration::from_secs(1);
 /// What the main loop acts on.
 #[derive(Debug)]
 pub(super) enum Input {
+    /// A directory, where a rule looks for cgroups.
+    Appeared,
     /// `sluice run` wants something.
     Asked(Ask),
     /// Of the proxy process.
@@ -39,6 +42,7 @@ pub(super) enum Input {
 pub(super) struct Inputs {
     pub(super) news: mpsc::Receiver<News>,
     pub(super) asked: mpsc::Receiver<Ask>,
+    appeared: Appeared,
     hang_up: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -51,6 +55,7 @@ impl Inputs {
     pub(super) fn new(
         news: mpsc::Receiver<News>,
         asked: mpsc::Receiver<Ask>,
+        appeared: Appeared,
     ) -> Result<Inputs, DaemonError> {
         let catch = |kind| signal(kind).map_err(DaemonError::io("signal handlers"));
         let every = |period| {
@@ -61,6 +66,7 @@ impl Inputs {
         Ok(Inputs {
             news,
             asked,
+            appeared,
             hang_up: catch(SignalKind::hangup())?,
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
@@ -77,6 +83,7 @@ impl Inputs {
             Some(news) = self.news.recv() => Input::News(news),
             _ = self.hang_up.recv() => Input::Reload,
             Some(ask) = self.asked.recv() => Input::Asked(ask),
+            () = self.appeared.wait() => Input::Appeared,
             _ = self.tick.tick() => Input::Tick,
             _ = self.watch.tick() => Input::Watch,
         }

@@ -45,7 +45,7 @@ const MESSAGES: [&str; 32] = [
     r#"{"from_listener":"failed","detail":"x"}"#,
     r#"{"from_listener":"listening","listening":{"tcp":1,"dns_tcp":0,"dns_udp":0,"proxy_port":1,"resolver_port":2},"cgroup":"/x"}"#,
     r#"{"netns":"host","proxy_port":0,"resolver_port":0}"#,
-    r#"{"from_worker":"ready","bundle":{"version":"x","literals":["10.0.0.1"],"disabled":["acme/a"]}}"#,
+    r#"{"from_worker":"ready","bundle":{"version":"x","literals":["10.0.0.1"],"disabled":["acme/a"],"processes":[["acme/a","/a/b-*"]]}}"#,
     r#"{"to_enforcer":"panic"}"#,
     r#"{"to_run":"done"}"#,
     "{}",

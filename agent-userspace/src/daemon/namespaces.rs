@@ -101,6 +101,18 @@ impl Namespaces {
         failed
     }
 
+    /// The same, and how many of them are new.
+    pub(super) fn find_more(
+        &mut self,
+        id: WorkloadId,
+        cgroup: &Path,
+    ) -> Result<usize, DaemonError> {
+        let count = |open: &BTreeMap<WorkloadId, Vec<Served>>| open.get(&id).map_or(0, Vec::len);
+        let before = count(&self.open);
+        self.find(id, cgroup)?;
+        Ok(count(&self.open).saturating_sub(before))
+    }
+
     /// Closes those of a workload that is gone.
     pub(super) fn close(&mut self, id: WorkloadId) {
         self.open.remove(&id);
@@ -109,6 +121,14 @@ impl Namespaces {
     /// Hands those of one workload to the proxy process.
     pub(super) async fn tell_of(&self, id: WorkloadId, worker: &Worker) {
         for served in self.open.get(&id).into_iter().flatten() {
+            tell(worker, id, &served.sockets).await;
+        }
+    }
+
+    /// Hands the last ones of one workload to the proxy process, which has the others.
+    pub(super) async fn tell_last(&self, id: WorkloadId, last: usize, worker: &Worker) {
+        let all = self.open.get(&id).map(Vec::as_slice).unwrap_or_default();
+        for served in all.iter().rev().take(last) {
             tell(worker, id, &served.sockets).await;
         }
     }

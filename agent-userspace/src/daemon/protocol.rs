@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use mitm_proxy::Way;
-use policies::{AgentId, PolicyVersion, Reason, WorkloadId};
+use policies::{AgentId, CgroupPattern, PolicyVersion, Reason, WorkloadId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -271,6 +271,8 @@ pub struct BundleFacts {
     pub literals: Vec<IpAddr>,
     /// Agents that are switched off.
     pub disabled: Vec<AgentId>,
+    /// Cgroups whose processes run as an agent.
+    pub processes: Vec<(AgentId, CgroupPattern)>,
 }
 
 /// Why a workload may not start.

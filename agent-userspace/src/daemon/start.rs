@@ -5,6 +5,7 @@
 use tokio::sync::mpsc;
 
 use super::DaemonError;
+use super::appearing::Appearing;
 use super::enforcer::{Enforcer, Given};
 use super::error::in_full;
 use super::events::Inputs;
@@ -56,7 +57,8 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
         };
         let (news, heard) = mpsc::channel(QUEUE);
         let (asks, asked) = mpsc::channel(QUEUE);
-        let mut inputs = Inputs::new(heard, asked)?;
+        let (appearing, appeared) = Appearing::new();
+        let mut inputs = Inputs::new(heard, asked, appeared)?;
         let kernel = enforcement.events()?;
         let given = Given {
             paths: paths.clone(),
@@ -68,7 +70,7 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
             control,
         };
         let namespaces = Namespaces::new(enforcement.proxy_cgroup(), ports)?;
-        let mut enforcer = Enforcer::new(given, kernel, news, namespaces, enforcement);
+        let mut enforcer = Enforcer::new(given, kernel, news, namespaces, appearing, enforcement);
         if let Err(error) = enforcer.start(&mut inputs).await {
             return Err(undo(enforcer.into_enforcement(), error));
         }

@@ -385,6 +385,7 @@ impl From<Ready> for BundleFacts {
             version: ready.version,
             literals: ready.literals,
             disabled: ready.disabled,
+            processes: ready.processes,
         }
     }
 }

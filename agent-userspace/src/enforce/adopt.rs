@@ -93,7 +93,12 @@ impl Unadopted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Running {
     /// All of a cgroup that is there, where they are.
-    Cgroup(PathBuf),
+    Cgroup {
+        /// The cgroup.
+        place: PathBuf,
+        /// Whether it is to stand still for as long as it is not governed.
+        held: bool,
+    },
     /// A process and what descends from it, gathered in a cgroup that was made for them.
     Tree {
         /// The cgroup.
@@ -113,6 +118,8 @@ pub struct Standing {
     gathered: bool,
     /// Somebody else had it standing before.
     stood: bool,
+    /// It goes on governed, or not at all.
+    held: bool,
 }
 
 impl Running {
@@ -120,7 +127,7 @@ impl Running {
     #[must_use]
     pub fn place(&self) -> &Path {
         match self {
-            Running::Cgroup(place) | Running::Tree { place, .. } => place,
+            Running::Cgroup { place, .. } | Running::Tree { place, .. } => place,
         }
     }
 
@@ -135,7 +142,7 @@ impl Running {
         is_governed: &dyn Fn(&str) -> bool,
     ) -> Result<Standing, Unadopted> {
         let standing = match self {
-            Running::Cgroup(place) => stand(place)?,
+            Running::Cgroup { place, held } => stand(place, *held)?,
             Running::Tree {
                 place,
                 pid,
@@ -145,6 +152,7 @@ impl Running {
                     place: place.clone(),
                     gathered: true,
                     stood: false,
+                    held: false,
                 };
                 let root = (*pid, *started);
                 match tree::gather(place, root, &enforcement.tree, is_governed) {
@@ -193,6 +201,9 @@ impl Standing {
 
     /// It is not governed: it goes on where it came from.
     pub(super) fn put_back(self, tree: &Tree, why: Unadopted) -> Unadopted {
+        if self.held {
+            return why;
+        }
         let done = match (self.gathered, self.stood) {
             (true, _) => put_back(&self.place, tree),
             (false, true) => Ok(()),
@@ -252,6 +263,31 @@ impl Enforcement {
     }
 }
 
+/// Stops a cgroup at once, until it is adopted or [let go](let_go): who enters it stands, too.
+///
+/// # Errors
+/// It is part of what governs, or cannot be frozen.
+pub fn hold(place: &Path) -> Result<(), Unadopted> {
+    ours(tree::residents(place).into_iter())?;
+    if !freeze::is_asked_to(place) {
+        mark(place);
+    }
+    let file = place.join("cgroup.freeze");
+    fs::write(&file, "1").map_err(Unadopted::system("freezing", place))
+}
+
+/// Lets a cgroup that was [held](hold) go on as it is.
+///
+/// # Errors
+/// It stands still.
+pub fn let_go(place: &Path) -> io::Result<()> {
+    if is_marked(place) {
+        freeze::thaw(place)?;
+        unmark(place);
+    }
+    Ok(())
+}
+
 /// A daemon died during an adoption: what is governed goes on, what is not goes on where it came from.
 pub(super) fn recover(tree: &Tree, outside: &[Outside]) -> Result<(), EnforceError> {
     for workload in outside {
@@ -280,20 +316,24 @@ pub(super) fn recover(tree: &Tree, outside: &[Outside]) -> Result<(), EnforceErr
 }
 
 /// Freezes a cgroup where it is.
-fn stand(place: &Path) -> Result<Standing, Unadopted> {
+fn stand(place: &Path, held: bool) -> Result<Standing, Unadopted> {
     // Before it is frozen: it could be who would let it go on.
     ours(tree::residents(place).into_iter())?;
-    let stood = freeze::is_asked_to(place);
+    let stood = freeze::is_asked_to(place) && !is_marked(place);
     mark(place);
     let standing = Standing {
         place: place.to_owned(),
         gathered: false,
         stood,
+        held,
     };
     let done = freeze::freeze(place)
         .map_err(Unadopted::system("freezing", place))
         .and_then(|()| wait_until_it_stands(place));
     if let Err(why) = done {
+        if held {
+            return Err(why);
+        }
         if !stood {
             let _goes_on = freeze::thaw(place);
         }

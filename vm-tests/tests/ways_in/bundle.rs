@@ -135,6 +135,14 @@ impl Container {
         }
     }
 
+    /// Gives it this cgroup, as the hierarchy names it.
+    pub(crate) fn place_in(&self, cgroup: &str) {
+        let file = self.directory.join("config.json");
+        let mut config: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        config["linux"]["cgroupsPath"] = json!(cgroup);
+        fs::write(&file, config.to_string()).unwrap();
+    }
+
     fn runc(&self) -> Command {
         let mut command = Command::new("runc");
         command.arg("--root").arg(self.directory.join("state"));

@@ -114,7 +114,7 @@ impl Enforcer {
         match ask {
             Ask::Adopt { agent, what, reply } => {
                 tracing::info!(%agent, ?what, "a running tree is to be governed");
-                match self.adopt_running(agent, &what) {
+                match self.adopt_running(agent, &what, false) {
                     Ok(made) => self.admit(made, reply).await,
                     Err(refusal) => drop(reply.send(Err(refusal))),
                 }
@@ -236,7 +236,11 @@ impl Enforcer {
     }
 
     /// Asks the proxy process whether the agent may run; it has the workload's listeners by then.
-    async fn admit(&mut self, made: Made, reply: oneshot::Sender<Result<Admission, Refusal>>) {
+    pub(super) async fn admit(
+        &mut self,
+        made: Made,
+        reply: oneshot::Sender<Result<Admission, Refusal>>,
+    ) {
         let Made {
             facts: workload,
             place,

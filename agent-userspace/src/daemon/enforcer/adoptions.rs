@@ -23,6 +23,7 @@ impl Enforcer {
         &mut self,
         agent: AgentId,
         wanted: &Wanted,
+        held: bool,
     ) -> Result<Made, Refusal> {
         self.refuse_by_host()?;
         let (running, id) = match wanted {
@@ -40,7 +41,7 @@ impl Enforcer {
                     .enforcement
                     .id_of(&path)
                     .map_err(|error| unenforced(&error))?;
-                (Running::Cgroup(path), id)
+                (Running::Cgroup { place: path, held }, id)
             }
             Wanted::Tree { pid, started } => {
                 let (id, place) = self
