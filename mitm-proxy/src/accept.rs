@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Proxy;
+use crate::dropped::{Dropped, advice, gave_up, unreadable};
 use crate::names::pool::InUse;
 use crate::probe::{self, is_probe};
 use crate::refusal::Refusal;
@@ -121,14 +122,6 @@ struct Name {
     host: Host,
     barred: Option<(Reason, String)>,
     held: Option<InUse>,
-}
-
-/// A connection that is closed without an answer.
-struct Dropped {
-    reason: Reason,
-    workload: Option<Box<Workload>>,
-    host: String,
-    detail: String,
 }
 
 /// What the first bytes look like.
@@ -533,60 +526,6 @@ impl Proxy {
         )
         .await;
     }
-}
-
-/// What to do about a client that does not trust us; of other reasons nothing.
-fn advice(reason: Reason, workload: &Workload) -> String {
-    if reason != Reason::TlsRefusedByClient {
-        return String::new();
-    }
-    format!(
-        " A client of this workload has roots of its own or pins a certificate: `sluice doctor --agent {}` tells which clients trust the \
-         tenant's CA, and `sluice trust scan DIR` finds the bundles to name with `sluice run --trust FILE`.",
-        workload.agent
-    )
-}
-
-/// A peer that was too slow: with its request's head, or in taking its answer.
-fn gave_up(connection: &Connection, stalled: &AtomicBool, late: bool) -> Result<(), Dropped> {
-    let (reason, detail) = if stalled.load(Ordering::Acquire) {
-        let detail = "Nothing of an answer was taken for longer than `limits.stall`.";
-        (Reason::AnswerNotTaken, detail)
-    } else if late {
-        let detail = "A request's head was begun and not finished within `limits.head`.";
-        (Reason::RequestTimeout, detail)
-    } else {
-        return Ok(());
-    };
-    Err(Dropped {
-        reason,
-        workload: Some(Box::new(connection.workload.clone())),
-        host: connection.host.to_string(),
-        detail: detail.to_owned(),
-    })
-}
-
-/// A request that hyper could not parse (it has answered 400 by itself), or whose body's framing broke.
-fn unreadable(error: &hyper::Error, connection: &Connection) -> Result<(), Dropped> {
-    let reason = if error.is_parse_version_h2() {
-        Reason::ProtocolUnsupported
-    } else if connection.flaw.get().is_some() {
-        Reason::AmbiguousRequest
-    } else if error.is_parse() {
-        Reason::MalformedRequest
-    } else {
-        return Ok(());
-    };
-    let error = connection
-        .flaw
-        .get()
-        .map_or_else(|| error.to_string(), ToString::to_string);
-    Err(Dropped {
-        reason,
-        workload: Some(Box::new(connection.workload.clone())),
-        host: connection.host.to_string(),
-        detail: format!("The request cannot be read: {error}."),
-    })
 }
 
 /// Looks at the first bytes without taking them. `None`: the peer closed before it said anything.

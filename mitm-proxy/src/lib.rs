@@ -17,6 +17,7 @@ mod capability;
 mod clock;
 mod coding;
 mod dial;
+mod dropped;
 mod frames;
 mod grpc;
 pub mod meter;

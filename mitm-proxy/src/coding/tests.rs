@@ -1,3 +1,7 @@
+//! Tests of the decoders: what a body becomes, piece by piece and whole, within its bounds.
+//! Part of `coding`; no network and no files.
+//! INVARIANT: a bomb is known by what it becomes, and a broken stream is never taken for a whole one.
+
 use std::io::Write as _;
 
 use flate2::Compression;

@@ -1,3 +1,7 @@
+//! Tests of the reader of WebSocket frames: every cut of the bytes gives the same frames.
+//! Part of `frames`; no network and no files.
+//! INVARIANT: the frames that leave are the frames that came, but for masked secrets.
+
 use super::*;
 
 fn run(frames: &mut Frames, parts: &[&[u8]]) -> (Vec<u8>, Option<End>) {

@@ -26,6 +26,10 @@ type Socket = WebSocketStream<TlsStream<TcpStream>>;
 /// A server that says everything back, and takes the subprotocol `chat.v2`.
 async fn echo(stream: Stream, heads: Heads) {
     let mut extra = None;
+    #[expect(
+        clippy::result_large_err,
+        reason = "the library's callback has this type"
+    )]
     let taken = |request: &Request, mut response: Response| {
         heads.lock().unwrap().push(request.headers().clone());
         if request.headers().contains_key("sec-websocket-protocol") {
