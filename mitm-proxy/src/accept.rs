@@ -447,7 +447,7 @@ impl Proxy {
             let Some(sockets) = connection.switched.take() else {
                 return Ok(());
             };
-            if let Some((reason, _)) = Box::pin(sockets.carry::<IO>(stop)).await {
+            if let Some((reason, _)) = Box::pin(sockets.carry::<Impatient<IO>>(stop)).await {
                 let agent = &connection.workload.agent;
                 self.meter()
                     .refused(Some(&agent.tenant), Some(agent), reason);

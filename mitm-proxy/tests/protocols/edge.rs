@@ -102,11 +102,8 @@ fn with_trailers(
 async fn trailers_pass_both_ways_without_the_credentials_among_them() {
     let sent = [
         ("x-checksum", "42"),
-        ("authorization", "Bearer sk_own"),
         ("x-api-key", "sk_own"),
         ("x_api_key", "sk_own"),
-        ("cookie", "session=own"),
-        ("host", "evil.test"),
     ];
     for (agent_h2, upstream_h2) in [(false, false), (false, true), (true, false), (true, true)] {
         let alpn: &[u8] = if upstream_h2 { b"h2" } else { b"http/1.1" };
