@@ -138,15 +138,6 @@ const NODE: Row = Row {
 const NO_STREAM: &[(Case, &str)] = &[(Case::Stream, "it has no streamed call")];
 const UNSIGNED: &str = "AWS refuses the signature: it was made with the placeholder, and signing anew (SigV4) is not built";
 
-const NO_WEBSOCKET: &str = "WebSocket is not built: an upgrade is answered 501";
-const WEBSOCKET: &[(Case, &str)] = &[
-    (Case::Read, NO_WEBSOCKET),
-    (Case::Write, NO_WEBSOCKET),
-    (Case::Held, NO_WEBSOCKET),
-    (Case::Stream, NO_WEBSOCKET),
-    (Case::Refused, NO_WEBSOCKET),
-];
-
 const PY: &str = "@/python/bin/python";
 
 pub(super) const ROWS: &[Row] = &[
@@ -211,7 +202,6 @@ pub(super) const ROWS: &[Row] = &[
         name: "Python websockets",
         command: &[PY, "@/python/use_websockets.py"],
         version: &[PY, "@/python/version.py", "websockets"],
-        explained: WEBSOCKET,
         ..PYTHON
     },
     Row {
@@ -242,7 +232,6 @@ pub(super) const ROWS: &[Row] = &[
         name: "Node.js ws",
         command: &["node", "@/node/ws.mjs"],
         version: &["node", "@/node/version.mjs", "ws"],
-        explained: WEBSOCKET,
         ..NODE
     },
     Row {
