@@ -22,7 +22,6 @@ use crate::refusal::Refusal;
 use crate::settings::Limits;
 use crate::share::{Bound, Of, Place};
 use crate::trailers;
-use crate::wire::may_trail;
 
 /// A request body, on its way upstream.
 #[derive(Debug)]
@@ -248,7 +247,7 @@ impl BodyError {
 
 /// Nothing that decides or authorises comes behind the body, where it would come after the decision.
 fn check_trailers(trailers: &HeaderMap) -> Result<(), BodyError> {
-    let plain = |name: &http::HeaderName| may_trail(name.as_str().as_bytes());
+    let plain = |name: &http::HeaderName| trailers::may_trail(name.as_str().as_bytes());
     if trailers.keys().all(plain) {
         Ok(())
     } else {

@@ -14,6 +14,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::trailers;
+
 /// What is wrong with the bytes of a connection, once something is.
 pub(crate) type Flaw = Arc<OnceLock<&'static str>>;
 
@@ -370,50 +372,10 @@ fn trailer(line: &[u8]) -> Result<(), &'static str> {
     if value.iter().any(u8::is_ascii_control) {
         return Err("a trailer holds a control byte");
     }
-    if !may_trail(name) {
+    if !trailers::may_trail(name) {
         return Err("a trailer says what only a head may say");
     }
     Ok(())
-}
-
-/// What decides, frames or authorises a request may not come behind its body: there it would come after the decision
-/// (RFC 9110 section 6.5.1).
-pub(crate) fn may_trail(name: &[u8]) -> bool {
-    const HEAD_ONLY: [&str; 23] = [
-        "authorization",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-range",
-        "content-type",
-        "cookie",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "range",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "x-http-method",
-        "x-http-method-override",
-        "x-method-override",
-        "x-original-uri",
-        "x-original-url",
-        "x-rewrite-url",
-    ];
-    // As CGI reads it.
-    let dashed = |byte: &u8| if *byte == b'_' { b'-' } else { *byte };
-    !HEAD_ONLY.iter().any(|head| {
-        head.len() == name.len()
-            && name
-                .iter()
-                .map(dashed)
-                .zip(head.bytes())
-                .all(|(given, head)| given.eq_ignore_ascii_case(&head))
-    })
 }
 
 /// RFC 9110 section 5.6.2.
