@@ -447,11 +447,8 @@ impl Proxy {
             let Some(sockets) = connection.switched.take() else {
                 return Ok(());
             };
-            if let Some((reason, _)) = Box::pin(sockets.carry::<Impatient<IO>>(stop)).await {
-                let agent = &connection.workload.agent;
-                self.meter()
-                    .refused(Some(&agent.tenant), Some(agent), reason);
-            }
+            let ended = Box::pin(sockets.carry::<Impatient<IO>>(stop)).await;
+            self.count_end(&connection, ended);
             Ok(())
         }
     }
@@ -506,6 +503,15 @@ impl Proxy {
             }
             Ok(proxy.answer(&connection, incoming).await)
         })
+    }
+
+    /// Counts a tunnel that ended with a refusal; its record is the call's outcome.
+    pub(crate) fn count_end(&self, connection: &Connection, ended: Option<(Reason, String)>) {
+        if let Some((reason, _)) = ended {
+            let agent = &connection.workload.agent;
+            self.meter()
+                .refused(Some(&agent.tenant), Some(agent), reason);
+        }
     }
 
     /// Says no to a connection that never became a request: a metric, and a record unless there were too many of its kind.

@@ -51,7 +51,12 @@ pub(crate) async fn first(
             }
         };
         failed = match ended {
-            Some(Ok((address, Ok(Ok(stream))))) => return Ok((address, stream)),
+            Some(Ok((address, Ok(Ok(stream))))) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "TCP_NODELAY towards upstream");
+                }
+                return Ok((address, stream));
+            }
             Some(Ok((_, Ok(Err(error))))) => Failed::new(
                 Reason::UpstreamUnreachable,
                 format!("No connection to {endpoint}: {error}."),

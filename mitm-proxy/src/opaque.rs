@@ -35,11 +35,7 @@ impl Proxy {
         let ended = tunnel
             .carry(agent.into_split(), upstream.into_split(), stop)
             .await;
-        if let Some((reason, _)) = ended {
-            let agent = &connection.workload.agent;
-            self.meter()
-                .refused(Some(&agent.tenant), Some(agent), reason);
-        }
+        self.count_end(connection, ended);
     }
 }
 
@@ -73,14 +69,7 @@ impl Upstream {
         let addresses = self.addresses(departure).await?;
         let _turn = departure.share.dial().await;
         let (_, stream) = dial::first(&addresses, endpoint, limits.connect).await?;
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY towards upstream");
-        }
-        if !departure.tunnelled() {
-            return Ok(stream);
-        }
-        let tunnel = dial::tunnel(stream, endpoint);
-        timeout(limits.upstream_handshake, tunnel)
+        timeout(limits.upstream_handshake, departure.through(stream))
             .await
             .unwrap_or_else(|_| {
                 let detail = format!("The outbound proxy gave no tunnel to {endpoint} in time.");

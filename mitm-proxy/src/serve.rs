@@ -21,6 +21,7 @@ use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::response::ResponseBody;
 use crate::settings::Settings;
+use crate::share::Place;
 use crate::upstream::Departure;
 use crate::workload::Workload;
 use crate::{Proxy, capability, clock, grpc};
@@ -28,6 +29,34 @@ use crate::{Proxy, capability, clock, grpc};
 impl Proxy {
     /// A request becomes a call, the call a decision, the decision a permit, the permit a record, the record a lent
     /// credential; only that leaves.
+    async fn clear<'a>(
+        &self,
+        mut request: Request,
+        connection: &'a Connection,
+        settings: &'a Settings,
+        notes: &Notes,
+        place: Place,
+    ) -> Result<(Armed<Body>, Departure<'a>), Refusal> {
+        let call = self.map(connection, &mut request, settings).await?;
+        let decision = self.decide(call, None, connection);
+        let permit = self
+            .settle(decision, connection, &mut request, settings)
+            .await?;
+        request.body.withhold(permit.call().strip());
+        let recorded = self.record(permit, connection, &request, notes).await?;
+        let departure = Departure::of(
+            connection,
+            &mut request,
+            settings,
+            notes.started,
+            place,
+            recorded.approval().is_some(),
+        );
+        let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
+        Ok((armed, departure))
+    }
+
+    /// One request, and its answer.
     async fn serve(
         &self,
         connection: &Connection,
@@ -36,18 +65,10 @@ impl Proxy {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let settings = self.settings();
         let place = connection.admit(&settings.limits)?;
-        let mut request = Request::parse(incoming, connection, &settings.limits)?;
-        let call = self.map(connection, &mut request, &settings).await?;
-        let decision = self.decide(call, None, connection);
-        let permit = self
-            .settle(decision, connection, &mut request, &settings)
+        let request = Request::parse(incoming, connection, &settings.limits)?;
+        let (armed, departure) = self
+            .clear(request, connection, &settings, notes, place)
             .await?;
-        request.body.withhold(permit.call().strip());
-        let recorded = self.record(permit, connection, &request, notes).await?;
-        let approved = recorded.approval().is_some();
-        let departure = Departure::of(connection, &mut request, &settings, notes.started, place)
-            .approved(approved);
-        let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
         self.upstream().send(armed, departure).await
     }
 
@@ -55,15 +76,10 @@ impl Proxy {
     async fn open(&self, connection: &Connection, notes: &Notes) -> Result<Opened, Refusal> {
         let settings = self.settings();
         let place = connection.admit(&settings.limits)?;
-        let mut request = Request::opaque(connection, &settings.limits)?;
-        let call = self.map(connection, &mut request, &settings).await?;
-        let decision = self.decide(call, None, connection);
-        let permit = self
-            .settle(decision, connection, &mut request, &settings)
+        let request = Request::opaque(connection, &settings.limits)?;
+        let (armed, departure) = self
+            .clear(request, connection, &settings, notes, place)
             .await?;
-        let recorded = self.record(permit, connection, &request, notes).await?;
-        let departure = Departure::of(connection, &mut request, &settings, notes.started, place);
-        let armed = self.lend(request.into_outbound(connection.default_port())?, recorded)?;
         self.upstream().open(armed, departure).await
     }
 

@@ -76,6 +76,7 @@ impl<'a> Departure<'a> {
         settings: &'a Settings,
         started: Instant,
         place: Place,
+        approved: bool,
     ) -> Self {
         Self {
             agent: &connection.workload.agent,
@@ -90,19 +91,17 @@ impl<'a> Departure<'a> {
             switched: &connection.switched,
             share: &connection.share,
             place: Some(place),
-            approved: false,
+            approved,
         }
     }
 
-    /// Whether a person's yes was used up for it.
-    pub(crate) fn approved(mut self, approved: bool) -> Self {
-        self.approved = approved;
-        self
-    }
-
-    /// Whether it goes through the operator's proxy.
-    pub(crate) fn tunnelled(&self) -> bool {
-        self.settings.outbound.is_some() && !self.settings.connect_to.contains_key(self.endpoint)
+    /// What was dialled, or a tunnel of the operator's proxy where that is what was dialled.
+    pub(crate) async fn through(&self, stream: TcpStream) -> Result<TcpStream, Failed> {
+        let settings = self.settings;
+        if settings.outbound.is_none() || settings.connect_to.contains_key(self.endpoint) {
+            return Ok(stream);
+        }
+        tunnel(stream, self.endpoint).await
     }
 }
 
@@ -354,15 +353,8 @@ impl Upstream {
     ) -> Result<Sender, Failed> {
         let limits = &departure.settings.limits;
         let endpoint = departure.endpoint;
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY towards upstream");
-        }
         let shake = async {
-            let stream = if departure.tunnelled() {
-                tunnel(stream, endpoint).await?
-            } else {
-                stream
-            };
+            let stream = departure.through(stream).await?;
             if !departure.secure {
                 return handshake(
                     stream,
