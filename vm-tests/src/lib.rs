@@ -9,6 +9,7 @@ pub mod demo;
 pub mod escape;
 pub mod instance;
 pub mod leftovers;
+pub mod needs;
 pub mod output;
 pub mod patience;
 pub mod pki;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
+use vm_tests::needs;
 
 fn main() {
     let verdict = match run() {
@@ -166,6 +167,15 @@ fn run_one(test: &Path, filter: Option<&str>) -> io::Result<bool> {
     command
         .args(["--test-threads=2", "--color=never"])
         .args(filter);
+    for needing in needs::ALL {
+        let here = name.starts_with(needing.program)
+            && filter.is_none_or(|filter| needing.test.contains(filter));
+        if let Some(why) = here.then(needing.missing).flatten() {
+            // As libtest says it of its own, for whoever counts.
+            println!("test {} ... ignored, {why}", needing.test);
+            command.args(["--skip", needing.test]);
+        }
+    }
     let mut child = environment(&mut command).spawn()?;
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {

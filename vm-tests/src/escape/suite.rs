@@ -276,7 +276,7 @@ impl Runner {
     /// Whether it has come to something: where bpf(2) is refused to workloads, what needs it has unmade nothing.
     fn is_unmade(&self, case: &Case) -> bool {
         case.unmakes
-            && (case.launcher.is_some()
+            && (case.layers.is_empty()
                 || self
                     .scene
                     .layers

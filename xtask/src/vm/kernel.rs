@@ -120,7 +120,8 @@ fn fetched(locked: &Locked, cache: &Path) -> Result<Kernel> {
     // The digest is part of the name: a changed lock file never finds an old image.
     let short = locked.sha256.get(..16).context("sha256 is too short")?;
     let image = cache.join(format!("vmlinuz-{release}-{short}"));
-    let modules = cache.join(format!("modules-{release}-{short}"));
+    let edition = modules::edition();
+    let modules = cache.join(format!("modules-{release}-{short}-{edition}"));
     if !image.is_file() || !modules.is_dir() {
         let unpacked = cache.join("unpacked");
         drop(std::fs::remove_dir_all(&unpacked));

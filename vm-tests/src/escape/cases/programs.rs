@@ -57,7 +57,6 @@ pub(super) const CASES: &[Case] = &[
             send(order)
         },
     )
-    .launcher_closes("needs the BPF file system, which the launcher hides")
     .unmaking(),
     Case::new("E127", "wipes the maps", Class::Programs, Who::Root, wipe)
         .open_without(&["lsm_bpf"])
