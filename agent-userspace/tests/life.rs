@@ -27,6 +27,8 @@ mod ring;
 #[path = "kernel_side/task.rs"]
 mod task;
 
+#[path = "life/attached.rs"]
+mod attached;
 #[path = "life/refusals.rs"]
 mod refusals;
 #[path = "life/restart.rs"]

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use agent_userspace::enforce::Instance;
@@ -202,6 +203,34 @@ impl Drop for Daemon {
             }
             let _ = child.kill();
             let _ = child.wait();
+        }
+    }
+}
+
+/// A cgroup beside Sluice's; removed when it is empty.
+pub(crate) struct Elsewhere(pub(crate) PathBuf);
+
+impl Elsewhere {
+    pub(crate) fn make(daemon: &Daemon) -> Elsewhere {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sluice-test-{}-{number}", std::process::id());
+        let path = daemon.hierarchy().join(name);
+        fs::create_dir(&path).unwrap();
+        Elsewhere(path)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("cgroup.kill"), "1");
+        let deadline = Instant::now() + PATIENCE;
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

@@ -51,6 +51,10 @@ impl Enforcer {
         if let Some(known) = workloads.into_iter().find(|found| found.path == path) {
             return self.known(known, &agent).map(Attach::Known);
         }
+        // Before the proxy process hears of it, and takes who lives in it for the workload's: of the root, that is everybody.
+        self.enforcement
+            .fit(&agent, &path)
+            .map_err(|error| unenforced(&error))?;
         let id = fs::metadata(&path).map_err(|error| ours(&error))?.ino();
         let (pid, exe) = match pid {
             Some(pid) => (Some(pid), executed(pid)),
