@@ -56,6 +56,8 @@ pub enum Event {
     Admit {
         /// Its identity. Pid and executable may still be unknown.
         workload: Workload,
+        /// Refusals of it that are on record already.
+        recorded: Vec<Reason>,
         /// Admitted, or why not.
         reply: oneshot::Sender<Result<(), AdmitRefused>>,
     },

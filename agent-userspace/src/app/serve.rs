@@ -164,9 +164,15 @@ async fn follow(
             break false;
         };
         match event {
-            Event::Admit { workload, reply } => {
+            Event::Admit {
+                workload,
+                recorded,
+                reply,
+            } => {
                 let admitted = admit(shared, workload.clone()).await;
-                if let Err(AdmitRefused { reason, detail }) = admitted.clone() {
+                if let Err(AdmitRefused { reason, detail }) = admitted.clone()
+                    && !recorded.contains(&reason)
+                {
                     let (agent, refusal) = (&workload.agent, Refusal { reason, detail });
                     happenings::refused(shared, Some(agent), Some(&workload), &refusal, 1).await;
                 }

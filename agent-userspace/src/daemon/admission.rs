@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mitm_proxy::Way;
@@ -54,6 +54,14 @@ impl Waits {
             Waits::Made(_) => None,
             Waits::Elsewhere(path) => Some(path.clone()),
             Waits::Running(running) => Some(running.place().to_owned()),
+        }
+    }
+
+    /// The directory of a cgroup that nobody asked for but a rule, again and again until it is governed.
+    pub(super) fn of_rule(&self) -> Option<&Path> {
+        match self {
+            Waits::Running(Running::Cgroup { place, held: true }) => Some(place),
+            Waits::Elsewhere(_) | Waits::Made(_) | Waits::Running(_) => None,
         }
     }
 }
@@ -174,11 +182,11 @@ impl Book {
             .collect()
     }
 
-    /// The questions that are open, and the workloads they are about.
-    pub(super) fn waiting(&self) -> Vec<(Ticket, WorkloadId)> {
-        let open = self.waiting.iter();
-        open.map(|(ticket, waiting)| (*ticket, waiting.workload))
-            .collect()
+    /// The questions that are open, and those who wait for the answer.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (Ticket, &Waiting)> {
+        self.waiting
+            .iter()
+            .map(|(ticket, waiting)| (*ticket, waiting))
     }
 }
 

@@ -19,7 +19,7 @@ use super::protocol::{
 /// A message of each kind that there is; mutations start from these.
 const MESSAGES: [&str; 32] = [
     r#"{"to_worker":"start","listeners":{"tcp":1,"dns_tcp":1,"dns_udp":1,"proxy_port":1,"resolver_port":2}}"#,
-    r#"{"to_worker":"admit","ticket":1,"workload":{"id":7,"agent":"acme/a","pid":null,"exe":null,"cgroup":"/x","way":"run"}}"#,
+    r#"{"to_worker":"admit","ticket":1,"workload":{"id":7,"agent":"acme/a","pid":null,"exe":null,"cgroup":"/x","way":"run"},"recorded":["agent_disabled"]}"#,
     r#"{"to_worker":"layers","layers":[{"name":"lsm","state":"absent","leaves_open":["x"]}]}"#,
     r#"{"to_worker":"kernel_refused","workload":7,"kind":"datagram","destination":"[::1]:53"}"#,
     r#"{"to_worker":"kernel_refusals","counts":[["datagram",18446744073709551615]]}"#,

@@ -158,6 +158,8 @@ pub enum ToWorker {
         ticket: Ticket,
         /// Which.
         workload: WorkloadFacts,
+        /// Refusals of this cgroup that are on record: a rule has it tried again and again.
+        recorded: Vec<Reason>,
     },
     /// The enforcement layers changed.
     Layers {

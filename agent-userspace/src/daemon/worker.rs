@@ -266,8 +266,13 @@ fn into_event(
     channel: &Arc<AsyncChannel>,
 ) -> Result<Event, DaemonError> {
     Ok(match message {
-        ToWorker::Admit { ticket, workload } => Event::Admit {
+        ToWorker::Admit {
+            ticket,
+            workload,
+            recorded,
+        } => Event::Admit {
             workload: workload.into(),
+            recorded,
             reply: answer(channel, move |admitted| admission(ticket, admitted)),
         },
         ToWorker::Happened { event } => Event::Happened(event),

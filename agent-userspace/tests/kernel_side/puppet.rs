@@ -336,6 +336,10 @@ impl Limbs {
             ["socket", family, kind, protocol] => {
                 raw_socket(family, kind, protocol).map(|_closed| String::new())
             }
+            ["keepsocket", family, kind, protocol] => {
+                let socket = raw_socket(family, kind, protocol)?;
+                Ok(self.keep(socket.into()).to_string())
+            }
             ["bind", at] => {
                 let at: SocketAddr = at.parse().unwrap();
                 make(at, Type::STREAM)?

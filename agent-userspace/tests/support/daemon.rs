@@ -127,7 +127,11 @@ impl Daemon {
         };
         let (reply, answer) = oneshot::channel();
         self.events
-            .blocking_send(Event::Admit { workload, reply })
+            .blocking_send(Event::Admit {
+                workload,
+                recorded: Vec::new(),
+                reply,
+            })
             .unwrap();
         answer.blocking_recv().unwrap()
     }

@@ -104,6 +104,12 @@ fn a_cgroup_that_a_rule_means_and_that_cannot_be_governed_stands_still() {
     let noted = stage.instance.root().join("held");
     let pid = shell.ask(&format!("python3 -c \"{holder}\" > {0} 2>&1 & echo $!; until grep -q . {0} 2>/dev/null; do sleep 0.05; done", noted.display()));
 
+    // Another one holds a workload already.
+    let holds = parent.0.join("bot-2/below");
+    fs::create_dir_all(&holds).unwrap();
+    let attach = ["agents", "attach", "--agent", AGENT, "--cgroup"];
+    let attach = [&attach[..], &[holds.to_str().unwrap()]].concat();
+    stage.instance.ask(&attach).unwrap().ok().unwrap();
     rule(&stage, &parent, "bot-*");
     stage.instance.reload().unwrap();
     until("it stands", || stands(&cgroup));
@@ -111,6 +117,27 @@ fn a_cgroup_that_a_rule_means_and_that_cannot_be_governed_stands_still() {
         stage.instance.log_tail().contains("held_open")
     });
     assert!(!is_governed(&cgroup));
+    // Tried again and again, it is on record and counted once.
+    let records = || stage.audit().unwrap();
+    let tries = || {
+        let is_try = |record: &&serde_json::Value| record["event"] == "workload_started";
+        records().iter().filter(is_try).count()
+    };
+    until("it is tried again", || tries() >= 3);
+    let refused = |reason: &str| {
+        let records = records();
+        let of_it = records.iter().filter(|record| record["reason"] == reason);
+        let metrics = stage.instance.metrics().unwrap();
+        let label = format!("reason=\"{reason}\"}} ");
+        let counted = metrics.lines().find_map(|line| {
+            let counted = line.strip_prefix("sluice_refusals_total{")?;
+            Some(counted.split_once(&label)?.1.to_owned())
+        });
+        (of_it.count(), counted.unwrap_or_default())
+    };
+    assert_eq!(refused("held_open"), (1, "1".to_owned()));
+    // So is one that cannot be a workload at all.
+    assert_eq!(refused("cgroup_unfit"), (1, "1".to_owned()));
     // Without what is in the way it is taken, and goes on.
     assert!(
         Command::new("kill")

@@ -67,8 +67,7 @@ impl Enforcer {
                 workload = waiting.workload.0,
                 "the proxy process does not answer; the workload is refused"
             );
-            let agent = self.book.facts(waiting.workload);
-            let agent = agent.map(|facts| facts.agent.clone());
+            let agent = self.agent_of(waiting.workload);
             self.book.leave(waiting.workload);
             if let Some(place) = waiting.place.theirs() {
                 self.discard(waiting.workload, &place);
@@ -80,8 +79,25 @@ impl Enforcer {
                     TIME_TO_ADMIT.as_secs()
                 ),
             };
-            self.refused(agent, &refusal);
+            self.refused_waiting(agent, waiting.place.of_rule(), &refusal);
             drop(waiting.reply.send(Err(refusal)));
+        }
+    }
+
+    fn agent_of(&self, id: WorkloadId) -> Option<AgentId> {
+        self.book.facts(id).map(|facts| facts.agent.clone())
+    }
+
+    /// Has it written down and counted that somebody waited in vain, who may be a rule and try again.
+    fn refused_waiting(
+        &mut self,
+        agent: Option<AgentId>,
+        of_rule: Option<&Path>,
+        refusal: &Refusal,
+    ) {
+        match of_rule {
+            Some(cgroup) => self.refused_of_rule(agent, cgroup, refusal),
+            None => self.refused(agent, refusal),
         }
     }
 
@@ -114,9 +130,9 @@ impl Enforcer {
         match ask {
             Ask::Adopt { agent, what, reply } => {
                 tracing::info!(%agent, ?what, "a running tree is to be governed");
-                match self.adopt_running(agent, &what, false) {
+                match self.adopt_running(agent.clone(), &what, false) {
                     Ok(made) => self.admit(made, reply).await,
-                    Err(refusal) => drop(reply.send(Err(refusal))),
+                    Err(refusal) => self.refuse(agent, refusal, reply).await,
                 }
             }
             Ask::Attach {
@@ -257,18 +273,29 @@ impl Enforcer {
             reply,
             since: Instant::now(),
         };
+        let question = self.question(ticket, workload, &waiting);
         self.book.wait(ticket, waiting);
         // While there is none, the next proxy process is asked; whoever waits too long for it is refused then.
         if self.restart.ready_since.is_some() {
-            self.tell(&ToWorker::Admit { ticket, workload }, None).await;
+            self.tell(&question, None).await;
+        }
+    }
+
+    fn question(&self, ticket: Ticket, workload: WorkloadFacts, waiting: &Waiting) -> ToWorker {
+        let of_rule = waiting.place.of_rule();
+        ToWorker::Admit {
+            ticket,
+            workload,
+            recorded: of_rule.map_or_else(Vec::new, |cgroup| self.patterns.recorded(cgroup)),
         }
     }
 
     /// Asks a new proxy process what the one before did not answer. A start that was recorded already is recorded twice.
     pub(super) async fn ask_again(&mut self) {
-        for (ticket, id) in self.book.waiting() {
-            if let Some(workload) = self.book.facts(id).cloned() {
-                self.tell(&ToWorker::Admit { ticket, workload }, None).await;
+        for (ticket, waiting) in self.book.waiting() {
+            if let Some(workload) = self.book.facts(waiting.workload).cloned() {
+                let question = self.question(ticket, workload, waiting);
+                self.tell(&question, None).await;
             }
         }
     }
@@ -279,11 +306,25 @@ impl Enforcer {
             return tracing::warn!(?ticket, "the proxy process answers what nobody asked");
         };
         let id = waiting.workload;
+        let agent = self.agent_of(id);
         let place = waiting.place.theirs();
+        let of_rule = waiting.place.of_rule().map(Path::to_owned);
         let answer = match refused {
-            None => self.settle(id, waiting.place, waiting.netns).await,
+            None => {
+                let settled = self.settle(id, waiting.place, waiting.netns).await;
+                if let Err(refusal) = &settled {
+                    self.refused_waiting(agent, of_rule.as_deref(), refusal);
+                    self.tell_happenings().await;
+                }
+                settled
+            }
             // It has written that down itself.
-            Some(refusal) => Err(refusal),
+            Some(refusal) => {
+                if let Some(cgroup) = &of_rule {
+                    self.patterns.is_recorded(cgroup, &refusal);
+                }
+                Err(refusal)
+            }
         };
         let refused = answer.is_err();
         if let (true, Some(place)) = (refused, place) {
@@ -303,29 +344,15 @@ impl Enforcer {
         place: Waits,
         netns: Option<OwnedFd>,
     ) -> Result<Admission, Refusal> {
-        match place {
-            Waits::Made(cgroup) => self.admission(id, cgroup, netns),
-            Waits::Elsewhere(path) => {
-                let agent = self.book.facts(id).map(|facts| facts.agent.clone());
-                let governed = self.govern(id, &path, netns);
-                if let Err(refusal) = &governed {
-                    self.refused(agent, refusal);
-                    self.tell_happenings().await;
-                }
-                let cgroup = governed?;
-                if let Some(worker) = &self.worker {
-                    self.namespaces.tell_of(id, worker).await;
-                }
-                self.admission(id, cgroup, None)
-            }
-            Waits::Running(running) => {
-                let cgroup = self.take_running(id, &running)?;
-                if let Some(worker) = &self.worker {
-                    self.namespaces.tell_of(id, worker).await;
-                }
-                self.admission(id, cgroup, None)
-            }
+        let cgroup = match place {
+            Waits::Made(cgroup) => return self.admission(id, cgroup, netns),
+            Waits::Elsewhere(path) => self.govern(id, &path, netns)?,
+            Waits::Running(running) => self.take_running(id, &running)?,
+        };
+        if let Some(worker) = &self.worker {
+            self.namespaces.tell_of(id, worker).await;
         }
+        self.admission(id, cgroup, None)
     }
 
     pub(super) fn admission(

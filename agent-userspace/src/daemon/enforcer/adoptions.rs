@@ -128,7 +128,7 @@ impl Enforcer {
     }
 }
 
-fn unadopted(error: &Unadopted) -> Refusal {
+pub(super) fn unadopted(error: &Unadopted) -> Refusal {
     let reason = match error {
         Unadopted::Governed(_) => Reason::AlreadyGoverned,
         Unadopted::Gone(_) => Reason::ProcessGone,

@@ -100,8 +100,23 @@ impl Enforcer {
         )
     }
 
-    /// Gives a cgroup back. A live process is never set free by it.
+    /// Gives a cgroup back, or has it written down and counted why not. A live process is never set free by it.
     pub(super) async fn detach(&mut self, cgroup: &CgroupRef, kill: bool) -> Result<(), Refusal> {
+        let (agent, detached) = match self.attached(cgroup) {
+            Ok(found) => {
+                let agent = found.name.agent.clone();
+                (Some(agent), self.give_back(found, kill).await)
+            }
+            Err(refusal) => (None, Err(refusal)),
+        };
+        if let Err(refusal) = &detached {
+            self.refused(agent, refusal);
+            self.tell_happenings().await;
+        }
+        detached
+    }
+
+    fn attached(&mut self, cgroup: &CgroupRef) -> Result<Found, Refusal> {
         let (shown, path) = self.directory(cgroup)?;
         self.sweep_later();
         let mut workloads = self
@@ -109,11 +124,18 @@ impl Enforcer {
             .workloads_found()
             .map_err(|error| unenforced(&error))?
             .into_iter();
-        let Some(found) = workloads.find(|found| found.path == path && found.outside) else {
-            let detail = format!("{shown} is no attached workload");
-            return refused(Reason::NotAttached, detail);
-        };
-        let id = found.id;
+        let found = workloads.find(|found| found.path == path && found.outside);
+        found.map_or_else(
+            || {
+                let detail = format!("{shown} is no attached workload");
+                refused(Reason::NotAttached, detail)
+            },
+            Ok,
+        )
+    }
+
+    async fn give_back(&mut self, found: Found, kill: bool) -> Result<(), Refusal> {
+        let (id, shown) = (found.id, &found.in_hierarchy);
         if kill {
             self.enforcement
                 .kill(id)
@@ -136,7 +158,7 @@ impl Enforcer {
             }
         }
         tracing::warn!(workload = %found.name, cgroup = shown, "given back");
-        ways::forget(&path);
+        ways::forget(&found.path);
         self.book.strike(id);
         self.namespaces.close(id);
         self.tell(&ToWorker::Retire { id }, None).await;

@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use policies::{AgentId, CgroupPattern};
+use policies::{AgentId, CgroupPattern, Reason};
 use tokio::sync::oneshot;
 
 use super::Enforcer;
-use crate::daemon::error::in_full;
+use super::admissions::unenforced;
+use super::adoptions::unadopted;
 use crate::daemon::protocol::{CgroupRef, Refusal, Running};
 use crate::daemon::runs::Admission;
 use crate::enforce::{hold, let_go};
@@ -25,15 +26,28 @@ pub(super) struct Patterns {
     rules: Vec<(AgentId, CgroupPattern)>,
     /// Cgroups that a rule means and that are not governed yet: they stand still, and are tried again then.
     standing: BTreeMap<PathBuf, Instant>,
-    /// Cgroups that no rule can take, such as the daemon's own: said once.
-    unfit: BTreeSet<PathBuf>,
+    /// Why a cgroup is not governed, as far as it is on record: once for each reason, until it is governed or the rules change.
+    recorded: BTreeSet<(PathBuf, Reason)>,
+}
+
+impl Patterns {
+    /// What is on record of a cgroup.
+    pub(super) fn recorded(&self, cgroup: &Path) -> Vec<Reason> {
+        let of_it = self.recorded.iter().filter(|(path, _)| path == cgroup);
+        of_it.map(|(_, reason)| *reason).collect()
+    }
+
+    /// From now on it is on record; whether it was not before.
+    pub(super) fn is_recorded(&mut self, cgroup: &Path, refusal: &Refusal) -> bool {
+        self.recorded.insert((cgroup.to_owned(), refusal.reason))
+    }
 }
 
 impl Enforcer {
     /// Other rules are in force. What stood for a rule that is gone goes on, and is nobody's.
     pub(super) fn set_patterns(&mut self, rules: Vec<(AgentId, CgroupPattern)>) {
         self.patterns.rules = rules;
-        self.patterns.unfit.clear();
+        self.patterns.recorded.clear();
         let (rules, enforcement) = (&self.patterns.rules, &self.enforcement);
         self.patterns.standing.retain(|path, _| {
             let shown = enforcement.shown(path).unwrap_or_default();
@@ -63,6 +77,7 @@ impl Enforcer {
         let enforcement = &self.enforcement;
         let waits = |path: &PathBuf| path.is_dir() && !enforcement.governs(path);
         self.patterns.standing.retain(|path, _| waits(path));
+        self.patterns.recorded.retain(|(path, _)| waits(path));
         let now = Instant::now();
         for (agent, path) in found {
             let shown = self.enforcement.shown(&path).unwrap_or_default();
@@ -70,34 +85,29 @@ impl Enforcer {
             if self.book.governs(&shown) || again.is_some_and(|again| again > now) {
                 continue;
             }
-            self.take_one(&agent, path, again.is_none(), now).await;
+            self.take_one(&agent, path, now).await;
         }
         if is_new {
             self.appearing.wake();
         }
     }
 
-    async fn take_one(&mut self, agent: &AgentId, path: PathBuf, first: bool, now: Instant) {
+    async fn take_one(&mut self, agent: &AgentId, path: PathBuf, now: Instant) {
         let fit = self.enforcement.fit(agent, &path);
         let held = fit
-            .map_err(|error| in_full(&error))
-            .and_then(|()| hold(&path).map_err(|error| in_full(&error)));
-        if let Err(detail) = held {
-            if self.patterns.unfit.insert(path.clone()) {
-                tracing::error!(cgroup = %path.display(), %agent, detail, "a rule means this cgroup, which cannot be a workload");
-            }
-            return;
-        }
-        self.patterns.standing.insert(path.clone(), now + PAUSE);
-        let complain = move |path: &Path, detail: &str| {
-            if first {
-                tracing::error!(cgroup = %path.display(), detail, "a rule means this cgroup, it cannot be governed, and it stands still");
-            }
-        };
-        let wanted = Running::Cgroup(CgroupRef::Directory(path.clone()));
-        let made = match self.adopt_running(agent.clone(), &wanted, true) {
+            .map_err(|error| unenforced(&error))
+            .and_then(|()| hold(&path).map_err(|error| unadopted(&error)));
+        let made = held.and_then(|()| {
+            self.patterns.standing.insert(path.clone(), now + PAUSE);
+            let wanted = Running::Cgroup(CgroupRef::Directory(path.clone()));
+            self.adopt_running(agent.clone(), &wanted, true)
+        });
+        let made = match made {
             Ok(made) => made,
-            Err(refusal) => return complain(&path, &refusal.to_string()),
+            Err(refusal) => {
+                self.refused_of_rule(Some(agent.clone()), &path, &refusal);
+                return self.tell_happenings().await;
+            }
         };
         let (reply, answer) = oneshot::channel::<Result<Admission, Refusal>>();
         let agent = agent.clone();
@@ -106,11 +116,34 @@ impl Enforcer {
                 Ok(Ok(_)) => {
                     tracing::info!(cgroup = %path.display(), %agent, "governed, as a rule says");
                 }
-                Ok(Err(refusal)) => complain(&path, &refusal.to_string()),
-                Err(_) => complain(&path, "the daemon stops"),
+                Ok(Err(refusal)) => {
+                    tracing::debug!(cgroup = %path.display(), %refusal, "not governed, as a rule says");
+                }
+                Err(_) => {
+                    tracing::warn!(cgroup = %path.display(), "it stands still: the daemon stops");
+                }
             }
         });
         self.admit(made, reply).await;
+    }
+
+    /// Has it written down, counted and said that a rule's cgroup is not governed: once, however often it is tried.
+    pub(super) fn refused_of_rule(
+        &mut self,
+        agent: Option<AgentId>,
+        cgroup: &Path,
+        refusal: &Refusal,
+    ) {
+        // One that is gone again was refused nothing.
+        if !cgroup.is_dir() || !self.patterns.is_recorded(cgroup, refusal) {
+            return;
+        }
+        let stands = self.patterns.standing.contains_key(cgroup);
+        let stands = if stands { ", and it stands still" } else { "" };
+        let shown = self.enforcement.shown(cgroup).unwrap_or_default();
+        let detail = format!("{}; a rule means {shown}{stands}", refusal.detail);
+        let reason = refusal.reason;
+        self.refused(agent, &Refusal { reason, detail });
     }
 
     /// Processes of an attached workload may come to live in a network namespace of their own: it gets its listeners then.
