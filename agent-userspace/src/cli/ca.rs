@@ -78,10 +78,11 @@ fn bundle(global: &Global, tenant: &Tenant) -> Result<(), Failure> {
         Some(roots) => roots.iter().map(|root| root.pem.as_str()).collect(),
         None => read_one(&global.paths.ca_pem(tenant))?.text,
     };
-    let pem = combined_bundle(&pem).map_err(|error| Failure::Process {
+    let bundle = combined_bundle(&pem).map_err(|error| Failure::Process {
         detail: error.to_string(),
         code: 1,
     })?;
+    let pem = String::from_utf8_lossy(&bundle);
     let answer = json!({ "tenant": tenant, "pem": pem });
     Output::new(global).object(&answer, |_| pem.trim_end().to_owned())
 }

@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest as _, Sha1};
 
-use super::trust::interpreter_prefixes;
+use super::trust::{prefixes, variable};
 
 /// Where distributions keep the store of all their JVMs.
 const SYSTEM: [&str; 3] = [
@@ -80,27 +80,8 @@ pub(super) fn stores(
     command: Option<&Path>,
     environment: &[(OsString, OsString)],
 ) -> BTreeSet<PathBuf> {
-    let variable = |wanted: &str| {
-        environment
-            .iter()
-            .find(|(name, _)| name == wanted)
-            .map(|(_, value)| value.as_os_str())
-    };
-    let mut prefixes: Vec<PathBuf> = Vec::new();
-    prefixes.extend(
-        VARIABLES
-            .iter()
-            .filter_map(|name| variable(name))
-            .map(PathBuf::from),
-    );
-    prefixes.extend(command.into_iter().flat_map(interpreter_prefixes));
-    let path = variable("PATH").map(std::env::split_paths);
-    prefixes.extend(
-        path.into_iter()
-            .flatten()
-            .flat_map(|bin| interpreter_prefixes(&bin.join("java"))),
-    );
-    let home = variable("HOME").map(Path::new);
+    let mut prefixes = prefixes(command, environment, &VARIABLES, "java");
+    let home = variable(environment, "HOME").map(Path::new);
     let at_home = home
         .into_iter()
         .flat_map(|home| AT_HOME.map(|below| home.join(below)));

@@ -87,7 +87,8 @@ impl Trust {
         environment: &[(OsString, OsString)],
     ) -> Result<Trust, LaunchError> {
         let root = certificates(root_pem).ok_or(LaunchError::BadRoot)?;
-        let (mut overlays, combined) = combine(&root)?;
+        let combined = combine(&root)?;
+        let mut overlays: BTreeSet<PathBuf> = system_bundles().into_iter().collect();
         let mut java_overlays = java::stores(command, environment);
         for file in further {
             let real = fs::canonicalize(file).map_err(|error| prepare(file, error))?;
@@ -109,38 +110,36 @@ impl Trust {
 }
 
 /// The system's roots and these, as a workload sees them.
-pub(crate) fn combined_bundle(root_pem: &str) -> Result<String, LaunchError> {
-    let root = certificates(root_pem).ok_or(LaunchError::BadRoot)?;
-    let (_, combined) = combine(&root)?;
-    Ok(String::from_utf8_lossy(&combined).into_owned())
+pub(crate) fn combined_bundle(root_pem: &str) -> Result<Vec<u8>, LaunchError> {
+    combine(&certificates(root_pem).ok_or(LaunchError::BadRoot)?)
 }
 
-/// The system's bundles, and what is in the first of them with this root behind it.
-fn combine(root: &str) -> Result<(BTreeSet<PathBuf>, Vec<u8>), LaunchError> {
-    let mut found = BTreeSet::new();
+/// What is in the first of the system's bundles that has something, with this root behind it.
+fn combine(root: &str) -> Result<Vec<u8>, LaunchError> {
     let mut combined = Vec::new();
-    for bundle in SYSTEM_BUNDLES.iter().map(Path::new) {
-        let Ok(real) = fs::canonicalize(bundle) else {
-            continue;
-        };
+    for bundle in system_bundles() {
         if combined.is_empty() {
-            combined = read_bundle(&real).map_err(|error| prepare(bundle, error))?;
+            combined = read_bundle(&bundle).map_err(|error| prepare(&bundle, error))?;
         }
-        found.insert(real);
     }
     if !combined.is_empty() && !combined.ends_with(b"\n") {
         combined.push(b'\n');
     }
     combined.extend_from_slice(root.as_bytes());
-    Ok((found, combined))
+    Ok(combined)
 }
 
-/// The bundles that this system has, each once, under its own name.
-pub(super) fn system_bundles() -> BTreeSet<PathBuf> {
-    let bundles = SYSTEM_BUNDLES.iter();
-    bundles
-        .filter_map(|bundle| fs::canonicalize(bundle).ok())
-        .collect()
+/// The bundles that this system has, each once, under its own name, as they are looked for.
+pub(super) fn system_bundles() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for bundle in SYSTEM_BUNDLES {
+        if let Ok(real) = fs::canonicalize(bundle)
+            && !found.contains(&real)
+        {
+            found.push(real);
+        }
+    }
+    found
 }
 
 /// The variables that a launch sets, all naming one bundle that holds everything; and those that it removes.
@@ -237,7 +236,7 @@ pub(super) fn certificates(text: &str) -> Option<String> {
     (!found.is_empty()).then_some(found)
 }
 
-pub(super) fn read_bundle(path: &Path) -> io::Result<Vec<u8>> {
+fn read_bundle(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?
         .take(MAX_BUNDLE)
@@ -252,28 +251,17 @@ fn vendored(
     directory: &Path,
     environment: &[(OsString, OsString)],
 ) -> BTreeSet<PathBuf> {
-    let variable = |wanted: &str| {
-        environment
-            .iter()
-            .find(|(name, _)| name == wanted)
-            .map(|(_, value)| value.as_os_str())
-    };
-    let mut prefixes: Vec<PathBuf> = Vec::new();
-    prefixes.extend(
-        ["VIRTUAL_ENV", "CONDA_PREFIX"]
-            .into_iter()
-            .filter_map(variable)
-            .map(PathBuf::from),
-    );
-    prefixes.extend(command.into_iter().flat_map(interpreter_prefixes));
-    prefixes.extend([directory.join(".venv"), directory.join("venv")]);
-    prefixes.extend(variable("HOME").map(|home| Path::new(home).join(".local")));
-    let on_path = variable("PATH")
-        .map(std::env::split_paths)
-        .into_iter()
-        .flatten();
-    prefixes.extend(on_path.flat_map(|bin| interpreter_prefixes(&bin.join("python3"))));
-    prefixes.extend(["/usr", "/usr/local"].map(PathBuf::from));
+    let variable = |name: &str| variable(environment, name);
+    // Those before PATH, which can be longer than is looked into.
+    let mut within = vec![directory.join(".venv"), directory.join("venv")];
+    within.extend(variable("HOME").map(|home| Path::new(home).join(".local")));
+    within.extend(prefixes(
+        command,
+        environment,
+        &["VIRTUAL_ENV", "CONDA_PREFIX"],
+        "python3",
+    ));
+    within.extend(["/usr", "/usr/local"].map(PathBuf::from));
     let mut packages: Vec<PathBuf> = Vec::new();
     packages.extend(
         variable("PYTHONPATH")
@@ -282,7 +270,7 @@ fn vendored(
             .flatten(),
     );
     let mut seen = BTreeSet::new();
-    for prefix in prefixes
+    for prefix in within
         .into_iter()
         .filter(|prefix| seen.insert(prefix.clone()))
         .take(MAX_PREFIXES)
@@ -316,9 +304,35 @@ fn package_directories(prefix: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// What a variable is set to.
+pub(super) fn variable<'a>(
+    environment: &'a [(OsString, OsString)],
+    wanted: &str,
+) -> Option<&'a OsStr> {
+    let found = environment.iter().find(|(name, _)| name == wanted);
+    found.map(|(_, value)| value.as_os_str())
+}
+
+/// The installation prefixes within reach: those that variables name, that of the command, and those of `interpreter` on PATH.
+pub(super) fn prefixes(
+    command: Option<&Path>,
+    environment: &[(OsString, OsString)],
+    variables: &[&str],
+    interpreter: &str,
+) -> Vec<PathBuf> {
+    let named = variables.iter();
+    let named = named.filter_map(|name| variable(environment, name).map(PathBuf::from));
+    let on_path = variable(environment, "PATH").into_iter();
+    let on_path = on_path.flat_map(std::env::split_paths);
+    named
+        .chain(command.into_iter().flat_map(interpreter_prefixes))
+        .chain(on_path.flat_map(|bin| interpreter_prefixes(&bin.join(interpreter))))
+        .collect()
+}
+
 /// The installation prefixes that a program belongs to: `/x` for `/x/bin/python` or for a script that names it, also
 /// through symbolic links.
-pub(super) fn interpreter_prefixes(program: &Path) -> Vec<PathBuf> {
+fn interpreter_prefixes(program: &Path) -> Vec<PathBuf> {
     let mut programs = vec![program.to_owned()];
     programs.extend(shebang(program));
     let real: Vec<PathBuf> = programs

@@ -51,16 +51,7 @@ impl UnitFiles {
     }
 
     fn write_as_seen(&self, root_pem: &str, nameserver: IpAddr) -> io::Result<()> {
-        let root = trust::certificates(root_pem)
-            .ok_or_else(|| io::Error::other("the tenant's root certificate is not PEM"))?;
-        let mut bundle = match trust::system_bundles().first() {
-            Some(system) => trust::read_bundle(system)?,
-            None => Vec::new(),
-        };
-        if !bundle.is_empty() && !bundle.ends_with(b"\n") {
-            bundle.push(b'\n');
-        }
-        bundle.extend_from_slice(root.as_bytes());
+        let bundle = trust::combined_bundle(root_pem).map_err(io::Error::other)?;
         let resolv = format!("nameserver {nameserver}\noptions edns0 timeout:2 attempts:2\n");
         public_directory(&self.0)?;
         for (path, content) in [(self.bundle(), bundle), (self.resolv(), resolv.into())] {
@@ -87,7 +78,7 @@ fn see_the_hosts_mounts() -> io::Result<()> {
 /// The settings of a drop-in's `[Service]` section, in order. `hidden` are directories that an agent must not look into.
 #[must_use]
 pub fn settings(files: &UnitFiles, hidden: &[&Path]) -> Vec<(&'static str, String)> {
-    let mut bundles: Vec<PathBuf> = trust::system_bundles().into_iter().collect();
+    let mut bundles = trust::system_bundles();
     if bundles.is_empty() {
         bundles.push(DEFAULT_BUNDLE.into());
     }
