@@ -29,6 +29,8 @@ mod task;
 
 #[path = "life/attached.rs"]
 mod attached;
+#[path = "life/full.rs"]
+mod full;
 #[path = "life/refusals.rs"]
 mod refusals;
 #[path = "life/restart.rs"]

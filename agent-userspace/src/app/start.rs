@@ -126,6 +126,8 @@ pub(super) fn ready(bundle: &Bundle, disabled: impl IntoIterator<Item = AgentId>
         .collect();
     literals.sort();
     literals.dedup();
+    // One more than there is room for says as much as all of them, and what is told has to fit into a message.
+    literals.truncate(agent_abi::MAX_LITERALS as usize + 1);
     super::Ready {
         version: bundle.version(),
         literals,

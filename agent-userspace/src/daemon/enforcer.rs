@@ -156,7 +156,11 @@ impl Enforcer {
             }
         };
         self.restart.ready_since = Some(Instant::now());
-        self.take(&bundle)?;
+        match self.take(&bundle) {
+            // As with a reload: what it has no room for the kernel side refuses, which is no reason to leave everybody without a daemon.
+            Err(error @ EnforceError::LiteralsFull) => self.not_taken(&error),
+            taken => taken?,
+        }
         self.publish()?;
         self.published = true;
         self.tell_happenings().await;
@@ -257,7 +261,6 @@ impl Enforcer {
     /// The kernel learns what the bundle says of addresses and of agents that are switched off.
     fn take(&mut self, bundle: &BundleFacts) -> Result<(), EnforceError> {
         self.set_patterns(bundle.processes.clone());
-        self.enforcement.set_literals(&bundle.literals)?;
         for id in self
             .book
             .admitted()
@@ -267,7 +270,8 @@ impl Enforcer {
         {
             self.enforcement.set_disabled(id.0, id.1)?;
         }
-        Ok(())
+        // Last: there may be no room for them, and who is switched off is so all the same.
+        self.enforcement.set_literals(&bundle.literals)
     }
 
     async fn heard(&mut self, news: News) {
@@ -302,12 +306,16 @@ impl Enforcer {
 
     fn take_or_log(&mut self, bundle: &BundleFacts) {
         if let Err(error) = self.take(bundle) {
-            tracing::error!(
-                error = in_full(&error),
-                "the kernel side could not take over the bundle"
-            );
-            self.refused(None, &admissions::unenforced(&error));
+            self.not_taken(&error);
         }
+    }
+
+    fn not_taken(&mut self, error: &EnforceError) {
+        tracing::error!(
+            error = in_full(error),
+            "the kernel side could not take over the bundle"
+        );
+        self.refused(None, &admissions::unenforced(error));
     }
 
     fn worker_ended(&mut self, status: &std::io::Result<std::process::ExitStatus>) {

@@ -16,7 +16,7 @@ use crate::config::{Snapshot, UidRange};
 use crate::layers::LayerReport;
 
 /// Longest message on any of the channels, in bytes. Longer documents travel in a memfd.
-pub const MAX_MESSAGE: usize = 64 * 1024;
+pub const MAX_MESSAGE: usize = 192 * 1024;
 
 /// What one packet says, and how many descriptors belong to it: a packet with others is no message.
 pub trait Message: DeserializeOwned {

@@ -138,6 +138,11 @@ impl Daemon {
         text
     }
 
+    /// A file of its configuration.
+    pub(crate) fn config(&self, name: &str) -> PathBuf {
+        self.dir.path().join("config").join(name)
+    }
+
     /// Where the cgroup hierarchy of the daemon is mounted.
     pub(crate) fn hierarchy(&self) -> PathBuf {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();

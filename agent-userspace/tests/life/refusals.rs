@@ -6,7 +6,7 @@ use crate::daemon::{Daemon, Elsewhere};
 use crate::puppet::Puppet;
 
 /// How often a reason is counted, in a series that contains these labels.
-fn counted(daemon: &Daemon, reason: &str, agent: &str) -> u64 {
+pub(crate) fn counted(daemon: &Daemon, reason: &str, agent: &str) -> u64 {
     let line = format!("reason=\"{reason}\"}} ");
     let metrics = daemon.metrics();
     let found = metrics.lines().find_map(|found| {
@@ -18,28 +18,33 @@ fn counted(daemon: &Daemon, reason: &str, agent: &str) -> u64 {
 }
 
 /// How often it is in a tenant's log.
-fn recorded(daemon: &Daemon, tenant: &str, reason: &str) -> usize {
+pub(crate) fn recorded(daemon: &Daemon, tenant: &str, reason: &str) -> usize {
     let log = daemon.told(&["audit", "list", "--tenant", tenant, "--format", "json"]);
     log.matches(&format!("\"reason\":\"{reason}\"")).count()
 }
 
 /// Where a refusal is seen: the tenant's log and the agent's series, or those of the host.
-struct Seen {
-    tenant: &'static str,
-    agent: &'static str,
+pub(crate) struct Seen {
+    pub(crate) tenant: &'static str,
+    pub(crate) agent: &'static str,
 }
 
-const ACME: Seen = Seen {
+pub(crate) const ACME: Seen = Seen {
     tenant: "acme",
     agent: "agent=\"support\"",
 };
-const HOST: Seen = Seen {
+pub(crate) const HOST: Seen = Seen {
     tenant: "host",
     agent: "agent=\"\"",
 };
 
 /// Has it refused, and sees it answered, written down and counted under one name, once more than before.
-fn refused(daemon: &mut Daemon, seen: &Seen, reason: &str, act: impl FnOnce(&Daemon) -> Output) {
+pub(crate) fn refused(
+    daemon: &mut Daemon,
+    seen: &Seen,
+    reason: &str,
+    act: impl FnOnce(&Daemon) -> Output,
+) {
     let tally = |daemon: &Daemon| {
         let counted = counted(daemon, reason, seen.agent);
         (recorded(daemon, seen.tenant, reason) as u64, counted)
