@@ -26,6 +26,10 @@ use support::faults::{Dice, Faults, FaultyUpstream};
 use support::{HOST, OTHER_WORKLOAD, WORKLOAD, World};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+/// The daemon's own: what it keeps and gives back is part of what is watched here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Clients at the same time.
 const CLIENTS: u64 = 24;
 /// Below this, memory has no thirds worth comparing.
@@ -48,6 +52,21 @@ struct Soak {
     tally: Tally,
     next: AtomicU64,
     over: AtomicBool,
+    started: Instant,
+    /// Calls a second, of all clients together; 0 is as many as there is room for.
+    rate: u64,
+}
+
+impl Soak {
+    /// The next call's number, once its time has come.
+    async fn turn(&self) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        if let Some(nanoseconds) = (id * 1_000_000_000).checked_div(self.rate) {
+            let at = self.started + Duration::from_nanos(nanoseconds);
+            tokio::time::sleep_until(at.into()).await;
+        }
+        id
+    }
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -58,6 +77,7 @@ fn number(name: &str, default: u64) -> u64 {
 async fn every_call_has_an_outcome_none_is_sent_twice_and_memory_is_flat() {
     let (seconds, seed) = (number("SOAK_SECONDS", 4), number("SOAK_SEED", 1));
     let world = World::start().await;
+    world.counts.forgets.store(true, Ordering::Relaxed);
     let upstream = FaultyUpstream::start(&[HOST], seed).await;
     let mut settings = mitm_proxy::Settings::default();
     settings.connect_to.insert(
@@ -80,11 +100,13 @@ async fn every_call_has_an_outcome_none_is_sent_twice_and_memory_is_flat() {
         tally: Tally::default(),
         next: AtomicU64::new(0),
         over: AtomicBool::new(false),
+        started: Instant::now(),
+        rate: number("SOAK_RATE", 0),
     });
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| tokio::spawn(client(Arc::clone(&soak), Dice::new(seed + number))))
         .collect();
-    let memory = watch(seconds).await;
+    let memory = watch(&soak, seconds).await;
     soak.over.store(true, Ordering::Relaxed);
     for client in clients {
         client.await.unwrap();
@@ -103,17 +125,38 @@ async fn every_call_has_an_outcome_none_is_sent_twice_and_memory_is_flat() {
     );
 }
 
-/// Resident memory in KiB, each second.
-async fn watch(seconds: u64) -> Vec<u64> {
-    let end = Instant::now() + Duration::from_secs(seconds);
+/// Resident memory in KiB, each second; and a line now and then, for whoever waits.
+async fn watch(soak: &Soak, seconds: u64) -> Vec<u64> {
+    let end = soak.started + Duration::from_secs(seconds);
+    let every = (seconds / 20).clamp(5, 60);
     let mut all = Vec::new();
     while Instant::now() < end {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-        let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-        all.push(pages * 4);
+        let resident = resident_kib();
+        all.push(resident);
+        if u64::try_from(all.len()).unwrap().is_multiple_of(every) {
+            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            println!(
+                "soak: {} of {seconds} s: {} calls, {} answered, {} refused, {} broken, {resident} KiB",
+                soak.started.elapsed().as_secs(),
+                load(&soak.tally.calls),
+                load(&soak.tally.answered),
+                load(&soak.tally.refused),
+                load(&soak.tally.broken),
+            );
+        }
     }
     all
+}
+
+/// What is this process's alone: pages of its program and libraries come and go with the machine's own needs.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .unwrap();
+    line.trim().split(' ').next().unwrap().parse().unwrap()
 }
 
 async fn client(soak: Arc<Soak>, mut dice: Dice) {
@@ -153,8 +196,12 @@ async fn session(soak: &Soak, dice: &mut Dice, workload: policies::WorkloadId) -
         for _ in 0..calls.div_ceil(4) {
             let many = (0..4).map(|_| {
                 let mut sender = sender.clone();
-                let request = request(soak, dice, true);
-                async move { sender.send_request(request).await }
+                let write = dice.happens(400);
+                let size = 16 << dice.below(12);
+                async move {
+                    let request = request(soak, write.then_some(size), true).await;
+                    sender.send_request(request).await
+                }
             });
             for answer in futures_util::future::join_all(many).await {
                 take(soak, answer).await;
@@ -167,7 +214,8 @@ async fn session(soak: &Soak, dice: &mut Dice, workload: policies::WorkloadId) -
     let connection = tokio::spawn(connection);
     for _ in 0..calls {
         sender.ready().await.ok()?;
-        let sending = sender.send_request(request(soak, dice, false));
+        let (write, size) = (dice.happens(400), 16 << dice.below(12));
+        let sending = sender.send_request(request(soak, write.then_some(size), false).await);
         if dice.happens(5) {
             // Gone in the middle of the call.
             let _ = tokio::time::timeout(Duration::from_micros(dice.below(2000)), sending).await;
@@ -181,28 +229,27 @@ async fn session(soak: &Soak, dice: &mut Dice, workload: policies::WorkloadId) -
     Some(())
 }
 
-fn request(soak: &Soak, dice: &mut Dice, absolute: bool) -> http::Request<Full<Bytes>> {
-    let id = soak.next.fetch_add(1, Ordering::Relaxed);
+/// A write of so many bytes, or a read.
+async fn request(soak: &Soak, write: Option<usize>, absolute: bool) -> http::Request<Full<Bytes>> {
+    let id = soak.turn().await;
     soak.tally.calls.fetch_add(1, Ordering::Relaxed);
-    let write = dice.happens(400);
-    let path = if write { "/v1/notes" } else { "/v1/charges" };
+    let path = match write {
+        Some(_) => "/v1/notes",
+        None => "/v1/charges",
+    };
     let uri = if absolute {
         format!("https://{HOST}{path}")
     } else {
         path.to_owned()
     };
     let mut request = http::Request::builder()
-        .method(if write { "POST" } else { "GET" })
+        .method(if write.is_some() { "POST" } else { "GET" })
         .uri(uri)
         .header("x-soak-id", id.to_string());
     if !absolute {
         request = request.header("host", HOST);
     }
-    let body = if write {
-        vec![b'b'; 16 << dice.below(12)]
-    } else {
-        Vec::new()
-    };
+    let body = vec![b'b'; write.unwrap_or(0)];
     request.body(Full::new(Bytes::from(body))).unwrap()
 }
 
@@ -226,7 +273,7 @@ async fn rude<IO>(soak: &Soak, dice: &mut Dice, mut stream: IO) -> Option<()>
 where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    let id = soak.next.fetch_add(1, Ordering::Relaxed);
+    let id = soak.turn().await;
     soak.tally.given_up.fetch_add(1, Ordering::Relaxed);
     let head = format!("POST /v1/notes HTTP/1.1\r\nHost: {HOST}\r\nx-soak-id: {id}\r\n");
     let sent = match dice.below(5) {
@@ -325,8 +372,9 @@ fn report(
     let (arrived, twice) = soak.upstream.counts();
     let mean = |part: &[u64]| part.iter().sum::<u64>() / u64::try_from(part.len().max(1)).unwrap();
     let third = memory.len() / 3;
-    let (first, last) = (
+    let (first, middle, last) = (
         mean(&memory[..third]),
+        mean(&memory[third..memory.len() - third]),
         mean(&memory[memory.len() - third..]),
     );
     let mut wrong = Vec::new();
@@ -377,7 +425,7 @@ fn report(
             "stalled": load(stalled),
             "truncated": load(truncated),
         },
-        "memory_kib": { "first_third": first, "last_third": last, "most": memory.iter().max() },
+        "memory_kib": { "first_third": first, "middle_third": middle, "last_third": last, "most": memory.iter().max() },
         "wrong": wrong,
     })
 }

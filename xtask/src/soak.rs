@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Where the faults come from
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Calls a second, of all clients together; as many as there is room for, where none is given
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
     /// What to print: lines for people, or one JSON object
     #[arg(long, default_value = "text", value_parser = ["text", "json"])]
     format: String,
@@ -35,6 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .args(["--", "--exact", "--nocapture"])
         .arg("every_call_has_an_outcome_none_is_sent_twice_and_memory_is_flat")
         .env("SOAK_SECONDS", (args.minutes * 60).to_string())
+        .env("SOAK_RATE", args.rate.to_string())
         .env("SOAK_SEED", args.seed.to_string())
         .env("SOAK_REPORT", &report);
     let held = if args.format == "json" {

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ impl Origins for Table {
 /// Counts what was measured.
 #[derive(Default)]
 pub struct Counts {
+    /// Keeps nothing of what comes by the call: a run of an hour would measure this list.
+    pub forgets: AtomicBool,
     pub refused: Mutex<Vec<Reason>>,
     pub calls: Mutex<Vec<(String, &'static str)>>,
     pub names: Mutex<Vec<bool>>,
@@ -76,24 +79,31 @@ pub struct Counts {
     pub retried: Mutex<u32>,
 }
 
+impl Counts {
+    fn keep<T>(&self, list: &Mutex<Vec<T>>, one: impl FnOnce() -> T) {
+        if !self.forgets.load(Ordering::Relaxed) {
+            list.lock().unwrap().push(one());
+        }
+    }
+}
+
 impl Meter for Counts {
     fn call(&self, measure: &CallMeasure<'_>) {
-        self.calls
-            .lock()
-            .unwrap()
-            .push((measure.capability.to_string(), measure.decision.as_str()));
+        self.keep(&self.calls, || {
+            (measure.capability.to_string(), measure.decision.as_str())
+        });
     }
     fn refused(&self, _: Option<&Tenant>, _: Option<&AgentId>, reason: Reason) {
-        self.refused.lock().unwrap().push(reason);
+        self.keep(&self.refused, || reason);
     }
     fn stage(&self, stage: Stage, _: Duration) {
-        self.stages.lock().unwrap().push(stage);
+        self.keep(&self.stages, || stage);
     }
     fn name(&self, answered: bool) {
-        self.names.lock().unwrap().push(answered);
+        self.keep(&self.names, || answered);
     }
     fn address_refused(&self, kind: AddressKind) {
-        self.addresses.lock().unwrap().push(kind);
+        self.keep(&self.addresses, || kind);
     }
     fn retried(&self) {
         *self.retried.lock().unwrap() += 1;
