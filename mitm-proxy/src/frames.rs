@@ -1,6 +1,6 @@
 //! WebSocket frames of one direction: read far enough to count and bound them, and to keep a lent secret out of them.
 //! Place on the path: inside a tunnel, after upstream has switched protocols (RFC 6455).
-//! INVARIANT: what leaves is what came, byte for byte and frame for frame, but for the bytes of a lent secret.
+//! INVARIANT: what leaves is what came, byte for byte and frame for frame, but for the bytes of a lent secret and what follows a closing frame.
 
 use std::collections::VecDeque;
 
@@ -89,9 +89,6 @@ impl Frames {
             8..=10 => return Err(End::Broken("a control frame is too long, or in parts")),
             _ => return Err(End::Broken("a frame is of an unknown kind")),
         }
-        if self.closed {
-            return Err(End::Broken("a frame comes after the closing one"));
-        }
         self.closed = kind == 8;
         if self.seen >= self.most {
             return Err(End::Limit(format!(
@@ -110,7 +107,8 @@ impl Course for Frames {
     fn pass(&mut self, mut bytes: &[u8], out: &mut BytesMut) -> Result<(), End> {
         loop {
             if self.left == 0 {
-                if !self.head(&mut bytes)? {
+                // Behind a closing frame nothing means anything (RFC 6455 section 1.4): its reader discards it, and so does this.
+                if self.closed || !self.head(&mut bytes)? {
                     return Ok(());
                 }
                 let head = std::mem::take(&mut self.head);

@@ -183,6 +183,11 @@ impl<C: Course> Tunnel<C> {
                 .to_upstream
                 .goodbye(&mut to_upstream, Side::Upstream, code, name);
             tokio::join!(agent, upstream);
+            // What nobody reads makes the kernel reset the connection, and the goodbye would be lost with it.
+            if matches!(end, End::Broken(_) | End::Limit(_)) {
+                let mut rest = [0; 1024];
+                while let Ok(1..) = from_agent.read(&mut rest).await {}
+            }
         };
         // Whoever does not take it in time does without.
         let _ = timeout(GOODBYE, goodbyes).await;

@@ -66,10 +66,6 @@ fn what_two_readers_could_take_differently_ends_the_connection() {
         ("a long control frame", frame(0x89, &[0; 126])),
         ("a long length", vec![0x82, 126, 0, 5]),
         ("a negative length", long),
-        (
-            "after the end",
-            [frame(0x88, b""), frame(0x81, b"x")].concat(),
-        ),
     ] {
         let mut frames = Frames::new(Side::Upstream, false, 100, None);
         let (_, end) = run(&mut frames, &[&bytes]);
@@ -86,6 +82,21 @@ fn what_two_readers_could_take_differently_ends_the_connection() {
     );
     let mut extended = Frames::new(Side::Upstream, true, 1, None);
     assert_eq!(run(&mut extended, &[&frame(0xc1, b"x")]).1, None);
+}
+
+#[test]
+fn what_follows_a_closing_frame_goes_no_further_and_breaks_nothing() {
+    let end = frame(0x88, b"\x03\xe8");
+    for more in [frame(0x88, b"\x03\xe8"), frame(0x89, b""), vec![0xff; 30]] {
+        let mut frames = Frames::new(Side::Upstream, false, 100, None);
+        let bytes = [end.clone(), more.clone()].concat();
+        assert_eq!(
+            run(&mut frames, &[&bytes, &more]),
+            (end.clone(), None),
+            "{more:?}"
+        );
+        assert_eq!(frames.frames(), Some(1));
+    }
 }
 
 #[test]
