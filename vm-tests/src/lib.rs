@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod clients;
+pub mod conformance;
 pub mod demo;
 pub mod escape;
 pub mod instance;

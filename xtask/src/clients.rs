@@ -2,7 +2,7 @@
 //! The matrix itself is `vm-tests/src/clients`; here is what must be there before it runs.
 //! Invariant: a client that cannot be installed is a row that says why, not an error and not a gap.
 
-mod kits;
+pub(crate) mod kits;
 mod table;
 
 use std::path::Path;

@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod clients;
+mod conformance;
 mod debian;
 mod demo;
 mod deny;
@@ -42,6 +43,8 @@ enum Command {
     Check(check::Args),
     /// Run every client of the matrix, unmodified, as an agent
     Clients(clients::Args),
+    /// Run public conformance suites (gRPC, WebSocket, HTTP/2) as an agent
+    Conformance(conformance::Args),
     /// Run unmodified clients as an agent and check each line of what they are told
     Demo(demo::Args),
     /// Build the kernel side alone, and say where its object lies
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Clients(args) => clients::run(&args),
+        Command::Conformance(args) => conformance::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Ebpf => setup::kernel_side().map(|object| println!("{}", object.display())),
         Command::Escape(args) => escape::run(&args),

@@ -128,11 +128,18 @@ pub(crate) fn kernel_side() -> Result<std::path::PathBuf> {
 }
 
 /// What the benchmark compares Sluice with, beside nginx.
-const PEERS: &[Package] = &[Package {
-    name: "haproxy",
-    why: "what the benchmark compares Sluice with",
-    present: || has("haproxy") || std::path::Path::new("/usr/sbin/haproxy").is_file(),
-}];
+const PEERS: &[Package] = &[
+    Package {
+        name: "haproxy",
+        why: "what the benchmark compares Sluice with",
+        present: || has("haproxy"),
+    },
+    Package {
+        name: "squid-openssl",
+        why: "what the benchmark compares Sluice with: it intercepts TLS, too",
+        present: || std::path::Path::new("/usr/lib/squid/security_file_certgen").is_file(),
+    },
+];
 
 /// The other proxies of the benchmark.
 pub(crate) fn peers() -> Result<()> {
@@ -183,6 +190,25 @@ pub(crate) fn clients(names: &[&str]) -> Result<()> {
         .iter()
         .filter(|package| names.contains(&package.name));
     install(wanted, false)
+}
+
+/// What the conformance suites need of distributions.
+const SUITES: &[Package] = &[
+    Package {
+        name: "nghttp2-client",
+        why: "HTTP/2 clients of the conformance suites (nghttp, h2load)",
+        present: || has("nghttp") && has("h2load"),
+    },
+    Package {
+        name: "nghttp2-server",
+        why: "the HTTP/2 server that the conformance suites are tried on first",
+        present: || has("nghttpd"),
+    },
+];
+
+/// What the conformance suites need.
+pub(crate) fn suites() -> Result<()> {
+    install(SUITES, false)
 }
 
 fn packages(dry_run: bool) -> Result<()> {

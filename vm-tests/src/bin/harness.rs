@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vm_tests::bench::{self, load, probe, relay};
 use vm_tests::clients;
+use vm_tests::conformance;
 use vm_tests::rounds::{self, dial};
 use vm_tests::{demo, leftovers};
 
@@ -27,6 +28,8 @@ enum Command {
     Clean,
     /// Run unmodified clients against servers of ours
     Clients(clients::Clients),
+    /// Run public conformance suites, directly and as an agent
+    Conformance(conformance::Conformance),
     /// Run the demonstration
     Demo {
         /// The Python environment with `requests` and `stripe`
@@ -70,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             Ok(true)
         }
         Command::Clients(clients) => clients::run(&clients),
+        Command::Conformance(conformance) => conformance::run(&conformance),
         Command::Demo { venv, keep } => demo::run(&venv, keep),
         Command::Dial(dial) => dial::run(&dial).map(|()| true),
         Command::Load(load) => load::run(&load).map(|()| true),

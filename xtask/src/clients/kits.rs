@@ -24,7 +24,7 @@ const MANIFESTS: [&str; 7] = [
 ];
 
 /// Makes a kit ready, or notes why it cannot be.
-pub(super) fn install(kit: &str, place: &Path) -> Result<()> {
+pub(crate) fn install(kit: &str, place: &Path) -> Result<()> {
     let from = shell::root().join("vm-tests/clients").join(kit);
     let to = place.join(kit);
     fs::create_dir_all(&to)?;
@@ -74,7 +74,7 @@ pub(super) fn install(kit: &str, place: &Path) -> Result<()> {
 
 fn make(kit: &str, to: &Path) -> Result<()> {
     match kit {
-        "crewai" | "python" => {
+        "conformance" | "crewai" | "mitmproxy" | "python" => {
             tell(&format!(
                 "{kit}: Python packages from PyPI, some minutes, into {}",
                 to.display()
