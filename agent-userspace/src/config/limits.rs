@@ -89,6 +89,10 @@ limits! {
     silence: Time(SECOND, 24 * HOUR);
     stall: Time(100, HOUR);
     streams: Count(1, 10_000);
+    tunnel_bytes: Size(KIB, 1_024 * GIB);
+    tunnel_frames: Count(1, 1_000_000_000);
+    tunnel_idle: Time(SECOND, 24 * HOUR);
+    tunnel_time: Time(SECOND, 30 * 24 * HOUR);
     upstream_handshake: Time(100, 5 * MINUTE);
 }
 
