@@ -43,9 +43,8 @@ pub(crate) async fn map(
             bundle.call(agent, request.endpoint(), &request.view(&headers))?
         }
     };
-    if call.credential().is_some() && !connection.secure {
-        let detail =
-            "This connection is not encrypted, and a credential is lent only over TLS; use https.";
+    if !connection.secure && (call.credential().is_some() || call.peer().is_some()) {
+        let detail = "This connection is not encrypted: a credential is lent, and a pin checked, only over TLS; use https.";
         return Err(Refusal::new(Reason::ProtocolUnsupported, detail).of_call(&call));
     }
     Ok(call)

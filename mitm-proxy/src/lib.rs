@@ -20,6 +20,7 @@ mod dial;
 mod dropped;
 mod frames;
 mod grpc;
+mod handshake;
 pub mod meter;
 mod names;
 mod opaque;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
-use policies::{AgentId, Endpoint};
+use policies::{AgentId, Endpoint, Peer};
 
 use crate::body::Body;
 use crate::names::real::Dialable;
@@ -22,6 +22,15 @@ pub(crate) struct Key {
     pub(crate) address: Dialable,
     pub(crate) secure: bool,
     pub(crate) prior_knowledge: bool,
+    /// What the connection asks of TLS and shows in it, where it does: such a connection is shared with no other.
+    pub(crate) peer: Option<Pinned>,
+}
+
+/// A connection's demands, and the version of the client certificate that it was lent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Pinned {
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) shown: Option<u32>,
 }
 
 /// A connection that can send a request now.
@@ -39,6 +48,8 @@ pub(crate) struct Borrowed {
     pub(crate) sender: Sender,
     /// It was idle in the pool before: upstream may have closed it in that moment.
     pub(crate) reused: bool,
+    /// Upstream wanted to know who we are when it was opened.
+    pub(crate) asked: bool,
     key: Key,
     pool: Weak<Shelves>,
     most: usize,
@@ -112,6 +123,7 @@ impl Pool {
         Borrowed {
             sender,
             reused,
+            asked: false,
             key: key.clone(),
             pool: Arc::downgrade(&self.0),
             most,

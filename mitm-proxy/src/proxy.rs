@@ -26,7 +26,7 @@ use crate::share::Shares;
 use crate::tls::ca::CaError;
 use crate::tls::leaf::Leaves;
 use crate::tls::roots::Root;
-use crate::tls::verify::{RootsError, client_config};
+use crate::tls::verify::{RootsError, verification};
 use crate::upstream::Upstream;
 use crate::workload::{Workload, Workloads};
 use crate::{accept, clock};
@@ -108,7 +108,7 @@ impl Proxy {
     ) -> Result<Self, StartError> {
         let names = NamePool::new(settings.names, &settings.limits)?;
         names.preassign(&bundle, Instant::now());
-        let tls = client_config(&settings.extra_roots)?;
+        let tls = verification(&settings.extra_roots)?;
         Ok(Self(Arc::new(Shared {
             approvals: Approvals::open(ledger.clone())?,
             bundle: RwLock::new(Arc::new(bundle)),
@@ -237,7 +237,7 @@ impl Proxy {
     /// # Errors
     /// Unusable roots, or other pools than at the start. The settings in force stay in force then.
     pub fn replace_settings(&self, settings: Settings) -> Result<(), StartError> {
-        let tls = client_config(&settings.extra_roots)?;
+        let tls = verification(&settings.extra_roots)?;
         let mut current = self
             .0
             .settings

@@ -209,9 +209,11 @@ pub(crate) fn status(reason: Reason) -> StatusCode {
         Reason::BodyTooLarge | Reason::CompressionBomb => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::AuthorityMismatch | Reason::SniMismatch => StatusCode::MISDIRECTED_REQUEST,
         Reason::ProtocolUnsupported => StatusCode::NOT_IMPLEMENTED,
-        Reason::ResponseEncoding | Reason::UpstreamCertificate | Reason::UpstreamUnreachable => {
-            StatusCode::BAD_GATEWAY
-        }
+        Reason::ClientCertificateRequired
+        | Reason::ResponseEncoding
+        | Reason::UpstreamCertificate
+        | Reason::UpstreamPin
+        | Reason::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
         Reason::AdmissionTimeout
         | Reason::AdmissionUnavailable
         | Reason::AuditUnavailable

@@ -68,6 +68,8 @@ pub(crate) struct Debt {
     pub(crate) frames: Option<Arc<FrameCount>>,
     pub(crate) status: Option<u16>,
     pub(crate) credential: Option<(CredentialId, u32)>,
+    /// The client certificate that upstream could see; named by the outcome where no other credential was lent.
+    pub(crate) shown: Option<(CredentialId, u32)>,
     pub(crate) departed: Instant,
     pub(crate) started: Instant,
     /// The call counts as under way until this is dropped.
@@ -104,7 +106,7 @@ impl Debt {
             frames: self.frames.as_deref().map(FrameCount::both),
             request_digest: Some(request_digest),
             response_digest: received.map(|(_, digest)| digest),
-            credential: self.credential.take(),
+            credential: self.credential.take().or_else(|| self.shown.take()),
             upstream: self.departed.elapsed(),
             ..Outcome::new(clock::now())
         };

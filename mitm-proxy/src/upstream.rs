@@ -15,34 +15,33 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use policies::{AgentId, CredentialId, Endpoint, Reason};
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
+use policies::{AgentId, CredentialId, Endpoint, Peer, Reason};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use vault::Armed;
+use vault::{Armed, Lent};
 
 use crate::accept::Connection;
 use crate::body::{Body, BodyError, Tally};
 use crate::dial::{first, tunnel};
+use crate::handshake::{client_certificate, is_about_identity};
 use crate::meter::{Meter, Stage};
 use crate::names::real::{Dialable, Resolved, resolve};
-use crate::pool::{Borrowed, Key, Pool, Sender};
+use crate::pool::{Borrowed, Key, Pinned, Pool, Sender};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::response::{Debt, EncodedAnswer, ResponseBody, relay};
 use crate::settings::Settings;
 use crate::share::{Place, Share};
-use crate::tls::{H2, HTTP_1_1, verify};
+use crate::tls::verify::Verification;
+use crate::tls::{H2, verify};
 use crate::websocket::{self, Asked, Switched};
 use crate::wire::Flaw;
 
 /// The way out.
 pub(crate) struct Upstream {
     pool: Pool,
-    tls: RwLock<Arc<ClientConfig>>,
+    pub(crate) tls: RwLock<Verification>,
     resolved: RwLock<HashMap<Endpoint, Resolved>>,
     ledger: Ledger,
     meter: Arc<dyn Meter>,
@@ -67,6 +66,9 @@ pub(crate) struct Departure<'a> {
     pub(crate) place: Option<Place>,
     /// A person's yes was used up for it: it is tried once.
     pub(crate) approved: bool,
+    /// What its connection asks of upstream's TLS, and what it was lent to show there.
+    pub(crate) peer: Option<Arc<Peer>>,
+    pub(crate) identity: Option<Lent>,
 }
 
 impl<'a> Departure<'a> {
@@ -92,7 +94,16 @@ impl<'a> Departure<'a> {
             share: &connection.share,
             place: Some(place),
             approved,
+            peer: None,
+            identity: None,
         }
+    }
+
+    /// What tells its connections to upstream from those of others, besides who and where.
+    fn pinned(&self) -> Option<Pinned> {
+        let shown = self.identity.as_ref().map(|lent| lent.credential().1);
+        let peer = Arc::clone(self.peer.as_ref()?);
+        Some(Pinned { peer, shown })
     }
 
     /// What was dialled, or a tunnel of the operator's proxy where that is what was dialled.
@@ -122,7 +133,7 @@ impl Failed {
 }
 
 impl Upstream {
-    pub(crate) fn new(tls: Arc<ClientConfig>, ledger: Ledger, meter: Arc<dyn Meter>) -> Self {
+    pub(crate) fn new(tls: Verification, ledger: Ledger, meter: Arc<dyn Meter>) -> Self {
         Self {
             pool: Pool::default(),
             tls: RwLock::new(tls),
@@ -133,7 +144,7 @@ impl Upstream {
     }
 
     /// Roots or fixed addresses changed: nothing that was opened or looked up before counts any more.
-    pub(crate) fn replace(&self, tls: Arc<ClientConfig>) {
+    pub(crate) fn replace(&self, tls: Verification) {
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
         self.resolved
             .write()
@@ -171,6 +182,10 @@ impl Upstream {
             frames: None,
             status: None,
             credential,
+            shown: departure.identity.as_ref().map(|lent| {
+                let (id, version) = lent.credential();
+                (id.clone(), version)
+            }),
             departed: Instant::now(),
             started: departure.started,
             _place: departure.place.take(),
@@ -180,9 +195,11 @@ impl Upstream {
     /// Sends the call and turns the answer's head into the agent's. From here on the outcome is owed, and written.
     pub(crate) async fn send(
         &self,
-        armed: Armed<Body>,
+        mut armed: Armed<Body>,
         mut departure: Departure<'_>,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        departure.peer = armed.call().peer().cloned();
+        departure.identity = armed.take_identity();
         let credential = armed
             .credential()
             .map(|(id, version)| (id.clone(), version));
@@ -261,6 +278,12 @@ impl Upstream {
                     request = back_to_origin_form(*unsent);
                 }
                 _ if failed.error.is_user() => return Err(broken_body(&failed.error, departure)),
+                _ if connection.asked
+                    && (departure.identity.is_none()
+                        || verify::wants_certificate(&failed.error)) =>
+                {
+                    return Err(client_certificate(departure));
+                }
                 _ => {
                     let detail = format!(
                         "The call to {} broke off: {}.",
@@ -282,6 +305,7 @@ impl Upstream {
             address,
             secure: departure.secure,
             prior_knowledge: departure.prior_knowledge,
+            peer: departure.pinned(),
         };
         // An approved call is tried once: not on a connection that may have closed a moment ago. A connection that becomes a
         // WebSocket serves no other call, and HTTP/2 offers none.
@@ -302,13 +326,14 @@ impl Upstream {
             let dialled = first(&left, departure.endpoint, limits.connect);
             let (address, stream) = Box::pin(dialled).await?;
             match Box::pin(self.connect(stream, departure)).await {
-                Ok(sender) => {
-                    return Ok(self
-                        .pool
-                        .adopt(sender, &key(address), limits.idle_connections));
+                Ok((sender, asked)) => {
+                    let most = limits.idle_connections;
+                    let mut adopted = self.pool.adopt(sender, &key(address), most);
+                    adopted.asked = asked;
+                    return Ok(adopted);
                 }
-                // The name is wrong or the peer is: another address would only hide it.
-                Err(failed) if failed.reason == Reason::UpstreamCertificate => return Err(failed),
+                // The name is wrong or the peer is, or we are to it: another address would only hide it.
+                Err(failed) if is_about_identity(failed.reason) => return Err(failed),
                 Err(failed) if left.len() < 2 => return Err(failed),
                 Err(_) => left.retain(|other| *other != address),
             }
@@ -350,41 +375,20 @@ impl Upstream {
         &self,
         stream: TcpStream,
         departure: &Departure<'_>,
-    ) -> Result<Sender, Failed> {
+    ) -> Result<(Sender, bool), Failed> {
         let limits = &departure.settings.limits;
         let endpoint = departure.endpoint;
         let shake = async {
             let stream = departure.through(stream).await?;
             if !departure.secure {
-                return handshake(
-                    stream,
-                    departure.prior_knowledge,
-                    limits.head_bytes,
-                    limits.headers,
-                )
-                .await;
+                let h2 = departure.prior_knowledge;
+                let sender = handshake(stream, h2, limits.head_bytes, limits.headers);
+                return Ok((sender.await?, false));
             }
-            let name = ServerName::try_from(endpoint.host.to_string()).map_err(|_| {
-                Failed::new(
-                    Reason::UpstreamCertificate,
-                    format!("{endpoint} cannot be verified by name."),
-                )
-            })?;
-            let mut tls = Arc::clone(&self.tls.read().unwrap_or_else(PoisonError::into_inner));
-            if departure.socket.is_some() {
-                Arc::make_mut(&mut tls).alpn_protocols = vec![HTTP_1_1.to_vec()];
-            }
-            let stream = TlsConnector::from(tls)
-                .connect(name, stream)
-                .await
-                .map_err(|error| {
-                    Failed::new(
-                        verify::upstream_reason(&error),
-                        format!("The TLS handshake with {endpoint} failed: {error}."),
-                    )
-                })?;
+            let (stream, asked) = self.verified(stream, departure).await?;
             let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
-            handshake(stream, h2, limits.head_bytes, limits.headers).await
+            let sender = handshake(stream, h2, limits.head_bytes, limits.headers).await?;
+            Ok((sender, asked))
         };
         timeout(limits.upstream_handshake, shake)
             .await

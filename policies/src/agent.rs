@@ -5,13 +5,14 @@
 use crate::connector::{OneOrMany, RawAuth};
 use crate::diagnostic::Place;
 use crate::{
-    AgentId, AgentName, Auth, CgroupPattern, ConnectionName, ConnectorId, CredentialName,
-    Diagnostics, Group, HostPattern, NameError, Owner, Source, Tenant,
+    AgentId, AgentName, Auth, CgroupPattern, ConnectionName, ConnectorId, CredentialId,
+    CredentialName, Diagnostics, Group, HostPattern, NameError, Owner, Peer, Pin, Source, Tenant,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use toml::Spanned;
 
 /// How far an agent is trusted; each stage includes the ones before it.
@@ -130,7 +131,8 @@ impl Agent {
     /// Reads one file of `agents.d`.
     ///
     /// Keys: `tenant`, `name`, `owner`, `stage`, optional `groups`, and `[[connections]]` with `name`, `connector`, optional
-    /// `credential`, `hosts`, `capabilities` and (for `generic-http` only) `auth`; `[[processes]]` with `cgroup`.
+    /// `credential`, `hosts`, `capabilities`, `pins`, `client_certificate` and (for `generic-http` only) `auth`;
+    /// `[[processes]]` with `cgroup`.
     pub fn parse(source: &Source) -> Result<Agent, Diagnostics> {
         let raw: RawAgent = source.toml()?;
         let mut problems = Diagnostics::default();
@@ -146,7 +148,7 @@ impl Agent {
                     .0
                     .push(source.diagnostic(connection.name.span(), message));
             }
-            connections.extend(problems.keep(Connection::read(connection, source)));
+            connections.extend(problems.keep(Connection::read(connection, &raw.tenant, source)));
         }
         let rules = raw.processes.into_iter().map(|rule| rule.cgroup);
         let processes = rules
@@ -217,14 +219,20 @@ pub struct Connection {
     hosts: Vec<HostPattern>,
     capabilities: Option<Vec<CapabilityPattern>>,
     auth: Option<Auth>,
+    peer: Option<Arc<Peer>>,
     place: Place,
     connector_place: Place,
     capability_places: Vec<Place>,
 }
 
 impl Connection {
-    fn read(raw: RawConnection, source: &Source) -> Result<Connection, Diagnostics> {
+    fn read(
+        raw: RawConnection,
+        tenant: &Tenant,
+        source: &Source,
+    ) -> Result<Connection, Diagnostics> {
         let mut problems = Diagnostics::default();
+        let peer = problems.keep(raw.peer(tenant, source)).flatten();
         let auth = raw.auth.and_then(|auth| {
             let span = auth.span();
             auth.into_inner()
@@ -249,6 +257,7 @@ impl Connection {
             hosts: raw.hosts.map(|hosts| hosts.0).unwrap_or_default(),
             capabilities,
             auth,
+            peer: peer.map(Arc::new),
             capability_places,
         })
     }
@@ -281,6 +290,11 @@ impl Connection {
     /// Where the credential goes, instead of the connector's own place (`generic-http` only).
     pub fn auth(&self) -> Option<&Auth> {
         self.auth.as_ref()
+    }
+
+    /// What it asks of its upstream's TLS, and shows of itself there; `None` where it says nothing about it.
+    pub fn peer(&self) -> Option<&Arc<Peer>> {
+        self.peer.as_ref()
     }
 
     pub(crate) fn place(&self) -> &Place {
@@ -326,6 +340,44 @@ struct RawConnection {
     hosts: Option<OneOrMany<HostPattern>>,
     capabilities: Option<Vec<Spanned<CapabilityPattern>>>,
     auth: Option<Spanned<RawAuth>>,
+    pins: Option<Spanned<Vec<Spanned<String>>>>,
+    client_certificate: Option<CredentialName>,
+}
+
+impl RawConnection {
+    fn peer(&self, tenant: &Tenant, source: &Source) -> Result<Option<Peer>, Diagnostics> {
+        let mut problems = Diagnostics::default();
+        let mut pins = Vec::new();
+        if let Some(written) = &self.pins {
+            if written.get_ref().is_empty() {
+                let message = "an empty list pins nothing; leave `pins` out, or name a pin";
+                problems.0.push(source.diagnostic(written.span(), message));
+            }
+            for pin in written.get_ref() {
+                let read = match pin.get_ref().parse::<Pin>() {
+                    Ok(read) if pins.contains(&read) => {
+                        Err(format!("the pin {read} is named twice"))
+                    }
+                    Ok(read) => Ok(read),
+                    Err(error) => Err(error.to_string()),
+                };
+                match read {
+                    Ok(read) => pins.push(read),
+                    Err(message) => problems.0.push(source.diagnostic(pin.span(), message)),
+                }
+            }
+        }
+        let client_certificate = self.client_certificate.as_ref().map(|name| CredentialId {
+            tenant: tenant.clone(),
+            name: name.clone(),
+        });
+        let says = !pins.is_empty() || client_certificate.is_some();
+        problems.or(says.then(|| Peer {
+            connection: self.name.get_ref().clone(),
+            pins,
+            client_certificate,
+        }))
+    }
 }
 
 #[cfg(test)]
@@ -407,6 +459,41 @@ capabilities = ["refunds.*", "charges.read"]
             ("", "missing field `cgroup`"),
         ] {
             let shown = with(rule).unwrap_err().to_string();
+            assert!(shown.contains(expected), "{shown}");
+        }
+    }
+
+    #[test]
+    fn pins_and_a_client_certificate_are_read_and_bad_ones_refused_with_their_place() {
+        const PIN: &str = "sha256/d6qzRu9zOECb90Uez27xWltNsj0e1Md7GkYYkVoZWmM=";
+        let with = |lines: &str| parse(&format!("{SUPPORT}{lines}\n"));
+        let agent = with(&format!(
+            "pins = [\"{PIN}\"]\nclient_certificate = \"stripe-client\""
+        ))
+        .unwrap();
+        let peer = agent.connections()[0].peer().unwrap();
+        assert_eq!(peer.pins()[0].to_string(), PIN);
+        assert_eq!(
+            peer.client_certificate().unwrap().to_string(),
+            "acme/stripe-client"
+        );
+        assert!(parse(SUPPORT).unwrap().connections()[0].peer().is_none());
+        for (lines, expected) in [
+            ("pins = []".to_owned(), ":11:8: an empty list pins nothing"),
+            (
+                format!("pins = [\"{PIN}\", \"{PIN}\"]"),
+                ":11:64: the pin sha256/d6qzRu9zOECb90Uez27xWltNsj0e1Md7GkYYkVoZWmM= is named twice",
+            ),
+            (
+                "pins = [\"sha256/abc\"]".to_owned(),
+                ":11:9: `sha256/abc` is not a valid pin: `sha256/` and the base64 of 32 bytes",
+            ),
+            (
+                "client_certificat = \"x\"".to_owned(),
+                "did you mean `client_certificate`?",
+            ),
+        ] {
+            let shown = with(&lines).unwrap_err().to_string();
             assert!(shown.contains(expected), "{shown}");
         }
     }

@@ -3,7 +3,7 @@
 //! INVARIANT: only the catalogue makes a `Call`; its fields are private and never change afterwards.
 
 use crate::{
-    AgentId, CapabilityId, ConnectionName, ConnectorId, CredentialId, Endpoint, Owner, Reason,
+    AgentId, CapabilityId, ConnectionName, ConnectorId, CredentialId, Endpoint, Owner, Peer, Reason,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -228,6 +228,8 @@ pub struct Call {
     pub(crate) strip: Arc<[Strip]>,
     pub(crate) endpoint: Endpoint,
     pub(crate) template: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) peer: Option<Arc<Peer>>,
 }
 
 impl Call {
@@ -289,5 +291,10 @@ impl Call {
     /// The path template that matched, `/v1/charges/{charge}`: fit for labels and records, holds nothing the agent chose.
     pub fn template(&self) -> &str {
         &self.template
+    }
+
+    /// What the connection asks of its upstream's TLS; `None` where it is the usual verification and nothing besides.
+    pub fn peer(&self) -> Option<&Arc<Peer>> {
+        self.peer.as_ref()
     }
 }

@@ -108,10 +108,20 @@ impl Catalogue {
         self.connectors.get(id).map(AsRef::as_ref)
     }
 
-    /// Connections without a credential whose connector wants one: every call of theirs is refused.
+    /// Connections without a credential whose connector wants one: every call of theirs is refused. And those whose only pin
+    /// shuts them out the day upstream changes its key.
     pub(crate) fn notices(&self) -> Vec<Diagnostic> {
-        let connections = self.agents.values().flat_map(|bound| &bound.connections);
-        connections
+        let connections = || self.agents.values().flat_map(|bound| &bound.connections);
+        let lonely = |bound: &&BoundConnection| {
+            let peer = bound.connection.peer();
+            peer.is_some_and(|peer| peer.pins().len() == 1)
+        };
+        let lonely = connections().filter(lonely).map(|bound| {
+            let message = "this connection has one pin and no backup: when upstream changes that key, every call is refused";
+            let hint = "add the pin of a key that is kept for that day, or of the authority that signs (RFC 7469 section 4.3)";
+            bound.connection.place().diagnostic(message).hint(hint)
+        });
+        connections()
             .filter(|bound| bound.connection.credential().is_none())
             .filter(|bound| bound.hosts_auth().any(|auth| *auth != Auth::None))
             .map(|bound| {
@@ -125,6 +135,7 @@ impl Catalogue {
                     .diagnostic(message)
                     .hint("for example credential = \"NAME\", filled by `sluice vault put TENANT/NAME`")
             })
+            .chain(lonely)
             .collect()
     }
 
@@ -338,6 +349,14 @@ impl BoundConnection {
                     .hint("for example auth = { kind = \"bearer\" }"),
             );
         }
+        if connector.is_opaque() && connection.peer().is_some() {
+            let message = "what is opaque is not read, so there is no TLS of ours in which pins or a client certificate could count";
+            problems.push(
+                place
+                    .diagnostic(message)
+                    .hint("leave `pins` and `client_certificate` out"),
+            );
+        }
         if connection.credential().is_none()
             && connection.auth().is_some_and(|auth| *auth != Auth::None)
         {
@@ -423,6 +442,7 @@ impl BoundConnection {
             strip: Arc::clone(&self.strip),
             endpoint: at.clone(),
             template: mapped.template.to_owned(),
+            peer: connection.peer().cloned(),
         })
     }
 }

@@ -268,7 +268,7 @@ impl Bundle {
     }
 }
 
-/// Whether the agent's connection still offers the call: same owner, connector, credential and its place, host, capability and risks.
+/// Whether the agent's connection still offers the call: same owner, connector, credential and its place, demands on upstream's TLS, host, capability and risks.
 fn offers(bundle: &Bundle, agent: &Agent, call: &Call) -> bool {
     let connection = agent
         .connections()
@@ -297,6 +297,7 @@ fn offers(bundle: &Bundle, agent: &Agent, call: &Call) -> bool {
     let limited = connection.capabilities();
     agent.owner() == call.owner()
         && credential == call.credential()
+        && connection.peer() == call.peer()
         && auth == call.auth()
         && hosts.iter().any(|host| host.matches(call.endpoint()))
         && limited.is_none_or(|patterns| {

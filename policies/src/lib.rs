@@ -15,6 +15,7 @@ mod connector;
 mod decision;
 mod diagnostic;
 mod names;
+mod peer;
 mod processes;
 mod reason;
 
@@ -33,5 +34,6 @@ pub use names::{
     ConnectorId, CredentialId, CredentialName, Digest, Endpoint, Group, Host, HostPattern,
     NameError, Owner, PolicyId, PolicyVersion, Tenant, Timestamp, WorkloadId,
 };
+pub use peer::{Peer, Pin};
 pub use processes::{CgroupPattern, is_like};
 pub use reason::Reason;

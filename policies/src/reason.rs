@@ -54,6 +54,7 @@ reasons! {
     CgroupGone, "cgroup_gone", "The cgroup was gone before it was governed.";
     CgroupUnfit, "cgroup_unfit", "This cgroup cannot be governed.";
     CgroupUnknown, "cgroup_unknown", "This is no cgroup of the hierarchy that the daemon uses.";
+    ClientCertificateRequired, "client_certificate_required", "The upstream wants a client certificate that the connection does not have.";
     CompressionBomb, "compression_bomb", "A compressed body grows beyond all measure.";
     ConnectMethod, "connect_method", "CONNECT is not offered.";
     CredentialUnavailable, "credential_unavailable", "The credential of this connection is missing or revoked.";
@@ -91,6 +92,7 @@ reasons! {
     Unmapped, "unmapped", "No capability of the connection matches this request.";
     UpstreamAddress, "upstream_address", "The upstream's name leads to an address that is not public.";
     UpstreamCertificate, "upstream_certificate", "The upstream's certificate could not be verified.";
+    UpstreamPin, "upstream_pin", "The upstream's certificate is not one that the connection pins.";
     UpstreamTimeout, "upstream_timeout", "The upstream did not answer in time.";
     UpstreamUnreachable, "upstream_unreachable", "The upstream could not be reached.";
     WorkloadAlive, "workload_alive", "Processes live in the workload, and a live process is not set free.";

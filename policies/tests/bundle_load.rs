@@ -370,3 +370,37 @@ fn a_connection_without_the_credential_it_needs_is_noticed() {
     );
     assert!(agent("credential = \"stripe-live\"\n").notices().is_empty());
 }
+
+#[test]
+fn pins_without_a_backup_are_noticed_and_pins_of_what_is_not_read_refused() {
+    const ONE: &str = "sha256/d6qzRu9zOECb90Uez27xWltNsj0e1Md7GkYYkVoZWmM=";
+    const TWO: &str = "sha256/E9CZ9INDbd+2eRQozYqqbQ2yXLVKB9+xcprMF+44U1g=";
+    let load = |connection: &str| {
+        let text = format!(
+            "tenant = \"acme\"\nname = \"support\"\nowner = \"olga\"\nstage = \"write\"\n\
+             [[connections]]\nname = \"it\"\n{connection}"
+        );
+        Bundle::load(&Sources {
+            agents: vec![source("agents.d/support.toml", &text)],
+            ..Sources::default()
+        })
+    };
+    let stripe = "connector = \"stripe\"\ncredential = \"stripe-live\"\n";
+    let one = load(&format!("{stripe}pins = [\"{ONE}\"]\n")).unwrap();
+    let notices: Vec<String> = one.notices().iter().map(ToString::to_string).collect();
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert!(
+        notices[0]
+            .starts_with("agents.d/support.toml:6:8: this connection has one pin and no backup"),
+        "{notices:?}"
+    );
+    let two = load(&format!("{stripe}pins = [\"{ONE}\", \"{TWO}\"]\n")).unwrap();
+    assert!(two.notices().is_empty());
+    let opaque =
+        format!("connector = \"opaque\"\nhosts = [\"db.example.com:5432\"]\npins = [\"{ONE}\"]\n");
+    let refused = load(&opaque).unwrap_err().to_string();
+    assert!(
+        refused.contains("agents.d/support.toml:6:8: what is opaque is not read"),
+        "{refused}"
+    );
+}

@@ -4,6 +4,7 @@
 
 pub(crate) mod ca;
 pub(crate) mod leaf;
+pub(crate) mod peer;
 pub(crate) mod roots;
 pub(crate) mod verify;
 

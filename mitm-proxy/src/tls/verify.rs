@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use policies::Reason;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 
+use super::peer::{NotPinned, Shown};
 use super::{H2, HTTP_1_1, provider};
 
 /// Why upstream cannot be verified at all.
@@ -26,10 +27,17 @@ pub enum RootsError {
     Tls(#[from] rustls::Error),
 }
 
+/// How upstreams are verified.
+#[derive(Clone)]
+pub(crate) struct Verification {
+    /// For connections that ask for nothing besides.
+    pub(crate) usual: Arc<ClientConfig>,
+    /// What a verified chain ends in.
+    pub(crate) roots: Arc<RootCertStore>,
+}
+
 /// The client configuration for upstream: system roots and `extra`, HTTP/2 preferred.
-pub(crate) fn client_config(
-    extra: &[CertificateDer<'static>],
-) -> Result<Arc<ClientConfig>, RootsError> {
+pub(crate) fn verification(extra: &[CertificateDer<'static>]) -> Result<Verification, RootsError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     let (added, unusable) = roots.add_parsable_certificates(system.certs);
@@ -44,17 +52,29 @@ pub(crate) fn client_config(
                 source,
             })?;
     }
+    let roots = Arc::new(roots);
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(Arc::clone(&roots))
+        .with_client_cert_resolver(Arc::new(Shown(None)));
     config.alpn_protocols = vec![H2.to_vec(), HTTP_1_1.to_vec()];
-    Ok(Arc::new(config))
+    let usual = Arc::new(config);
+    Ok(Verification { usual, roots })
 }
 
-/// What a failed handshake with upstream is called.
-pub(crate) fn upstream_reason(error: &std::io::Error) -> Reason {
+/// What a failed handshake with upstream is called. `asked`: it wanted to know who we are, which comes after it was verified;
+/// whatever it then says no to is that.
+pub(crate) fn upstream_reason(error: &std::io::Error, asked: bool) -> Reason {
     match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
+            if other.0.is::<NotPinned>() =>
+        {
+            Reason::UpstreamPin
+        }
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
+            Reason::ClientCertificateRequired
+        }
+        Some(rustls::Error::AlertReceived(_)) if asked => Reason::ClientCertificateRequired,
         Some(
             rustls::Error::InvalidCertificate(_)
             | rustls::Error::NoCertificatesPresented
@@ -83,6 +103,20 @@ pub(crate) fn agent_reason(error: &std::io::Error) -> Reason {
         }
         _ => Reason::TlsHandshake,
     }
+}
+
+/// Whether upstream broke off because it was not told who we are, or not to its liking. In TLS 1.3 it says so after the
+/// handshake, so that the call is under way: nothing of it was answered.
+pub(crate) fn wants_certificate(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(current) = cause {
+        let io = current.downcast_ref::<std::io::Error>();
+        if let Some(error) = io.and_then(tls_error) {
+            return matches!(error, rustls::Error::AlertReceived(_));
+        }
+        cause = current.source();
+    }
+    false
 }
 
 fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {

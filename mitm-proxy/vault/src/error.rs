@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use audit::Owed;
 use policies::{Call, CredentialId, Reason};
 
+use crate::identity::IdentityError;
+
 /// The fewest bytes a secret may have: scrubbing a shorter one would shred the responses.
 pub const MIN_SECRET: usize = 8;
 
@@ -45,6 +47,9 @@ pub enum VaultError {
         /// What we read.
         expected: &'static str,
     },
+    /// PEM that is no client certificate with its key.
+    #[error("a secret that is PEM must be a certificate chain and its private key: {0}")]
+    Identity(IdentityError),
     /// The file system refused.
     #[error("{path:?}: {source}")]
     Io {
@@ -118,6 +123,9 @@ pub enum SealedError<E> {
 /// What stands between a call and its credential.
 #[derive(Debug, thiserror::Error)]
 pub enum LendFault {
+    /// What the connection shows of itself is no certificate chain with its key.
+    #[error("client certificate {0}: {1}")]
+    Identity(CredentialId, IdentityError),
     /// The connector wants a credential and the connection names none.
     #[error("connection names no credential")]
     NotConfigured,

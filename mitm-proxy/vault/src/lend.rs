@@ -10,6 +10,7 @@ use http::request::Parts;
 use policies::{Auth, Call, CredentialId};
 
 use crate::error::{LendError, LendFault};
+use crate::identity::{self, Lent};
 use crate::inject::inject;
 use crate::scrub::Scrubber;
 use crate::store::Vault;
@@ -21,6 +22,7 @@ pub struct Armed<B> {
     request: Request<B>,
     call: Call,
     credential: Option<(CredentialId, u32)>,
+    identity: Option<Lent>,
     scrubber: Scrubber,
     owed: Owed,
 }
@@ -39,6 +41,7 @@ impl Vault {
         match self.arm(&mut head, &call) {
             Ok(Loan {
                 credential,
+                identity,
                 scrubber,
             }) => {
                 let request = Request::from_parts(head, body);
@@ -46,6 +49,7 @@ impl Vault {
                     request,
                     call,
                     credential,
+                    identity,
                     scrubber,
                     owed,
                 })
@@ -66,9 +70,11 @@ impl Vault {
             &mut head.uri,
             call.auth().place().as_slice(),
         )?;
+        let identity = self.identity(call)?;
         if *call.auth() == Auth::None {
             return Ok(Loan {
                 credential: None,
+                identity,
                 scrubber: Scrubber::default(),
             });
         }
@@ -78,6 +84,10 @@ impl Vault {
             return Err(LendFault::OtherTenant(id));
         }
         let current = self.current(&id)?;
+        if identity::is_pem(current.secret.expose()) {
+            let why = "it is a client certificate with its key, which is lent to a handshake alone";
+            return Err(LendFault::Unfit(id, why));
+        }
         inject(
             &mut head.headers,
             &mut head.uri,
@@ -87,14 +97,32 @@ impl Vault {
         .map_err(|why| LendFault::Unfit(id.clone(), why))?;
         Ok(Loan {
             credential: Some((id, current.version)),
+            identity,
             scrubber: Scrubber::new(current.forms(call.auth())),
         })
+    }
+
+    /// What the call's connection shows of itself to upstream; in the handshake, and only if upstream asks.
+    fn identity(&self, call: &Call) -> Result<Option<Lent>, LendFault> {
+        let Some(id) = call.peer().and_then(|peer| peer.client_certificate()) else {
+            return Ok(None);
+        };
+        if id.tenant != call.agent().tenant {
+            return Err(LendFault::OtherTenant(id.clone()));
+        }
+        let current = self.current(id)?;
+        if !identity::is_pem(current.secret.expose()) {
+            let why = identity::IdentityError::NoCertificate;
+            return Err(LendFault::Identity(id.clone(), why));
+        }
+        Ok(Some(Lent::new(id.clone(), current)))
     }
 }
 
 /// What a request was lent, and what takes it out of the answer.
 struct Loan {
     credential: Option<(CredentialId, u32)>,
+    identity: Option<Lent>,
     scrubber: Scrubber,
 }
 
@@ -107,6 +135,11 @@ impl<B> Armed<B> {
     /// The credential that was lent, and its version; for the outcome record.
     pub fn credential(&self) -> Option<(&CredentialId, u32)> {
         self.credential.as_ref().map(|(id, version)| (id, *version))
+    }
+
+    /// The client certificate that upstream may be shown in the handshake.
+    pub fn take_identity(&mut self) -> Option<Lent> {
+        self.identity.take()
     }
 
     /// The request to send, the scrubber of its answer, and the outcome to record.

@@ -8,7 +8,7 @@
 //! An [`Armed`] request cannot be made by hand:
 //! ```compile_fail,E0451
 //! # fn forge(request: http::Request<()>, call: policies::Call, owed: audit::Owed, scrubber: vault::Scrubber) {
-//! let _ = vault::Armed { request, call, credential: None, scrubber, owed };
+//! let _ = vault::Armed { request, call, credential: None, identity: None, scrubber, owed };
 //! # }
 //! ```
 //! nothing is lent without a record:
@@ -39,6 +39,7 @@
 mod error;
 mod finder;
 mod forms;
+mod identity;
 mod inject;
 mod kept;
 mod lend;
@@ -50,6 +51,7 @@ mod store;
 mod strip;
 
 pub use error::{LendError, LendFault, MAX_SECRET, MIN_SECRET, SealedError, VaultError};
+pub use identity::{Identity, IdentityError, KeyForm, Lent};
 pub use lend::Armed;
 pub use master::{MasterKey, MasterKeySource};
 pub use scrub::Scrubber;

@@ -17,6 +17,7 @@ use redb::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::{MAX_SECRET, MIN_SECRET, SealedError, VaultError};
+use crate::identity;
 use crate::kept::{Kept, Opened};
 use crate::master::MasterKey;
 use crate::seal::{self, Label, Purpose};
@@ -412,9 +413,12 @@ fn next_version(old: Listing, now: Timestamp) -> Listing {
 
 fn check_secret(secret: &Secret) -> Result<(), VaultError> {
     match secret.expose() {
+        bytes if bytes.len() > MAX_SECRET => Err(VaultError::TooLong),
+        bytes if identity::is_pem(bytes) => identity::read(bytes)
+            .map(drop)
+            .map_err(VaultError::Identity),
         bytes if bytes.iter().any(u8::is_ascii_control) => Err(VaultError::ControlCharacter),
         bytes if bytes.len() < MIN_SECRET => Err(VaultError::TooShort),
-        bytes if bytes.len() > MAX_SECRET => Err(VaultError::TooLong),
         bytes if bytes.iter().all(|byte| *byte == b'*') => Err(VaultError::Asterisks),
         _ => Ok(()),
     }

@@ -283,6 +283,7 @@ mod tests {
             strip: std::sync::Arc::from([]),
             endpoint: "api.desk.example.com:443".parse().unwrap(),
             template: String::new(),
+            peer: None,
         }
     }
 
