@@ -3,7 +3,7 @@
 //! INVARIANT: every wait and every buffer on the path has a bound that is named here.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use policies::Endpoint;
@@ -18,6 +18,8 @@ pub struct Settings {
     pub connect_to: HashMap<Endpoint, String>,
     /// A proxy (`host:port`) that upstream is reached through by `CONNECT`, but for `connect_to`. It resolves the names.
     pub outbound: Option<String>,
+    /// Name servers that are asked for upstreams instead of the host's.
+    pub nameservers: Vec<SocketAddr>,
     /// Roots that upstream certificates may chain to, besides the system's.
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// How long a held call keeps its connection waiting for a person.
@@ -33,6 +35,7 @@ impl Default for Settings {
         Self {
             connect_to: HashMap::new(),
             outbound: None,
+            nameservers: Vec::new(),
             extra_roots: Vec::new(),
             hold: Duration::from_secs(10),
             names: Pools::default(),
@@ -106,7 +109,7 @@ pub struct Limits {
     pub idle: Duration,
     /// Unused upstream connections kept per agent, endpoint and address.
     pub idle_connections: usize,
-    /// How long the real address of a name is remembered.
+    /// The longest that the real address of a name is remembered; where its TTL is less, that counts.
     pub resolved: Duration,
     /// Calls of one agent that may wait for a person at the same time.
     pub pending_approvals: usize,
@@ -169,7 +172,7 @@ impl Default for Limits {
             silence: Duration::from_secs(600),
             idle: Duration::from_secs(60),
             idle_connections: 1024,
-            resolved: Duration::from_secs(30),
+            resolved: Duration::from_secs(300),
             pending_approvals: 256,
             names: 16_384,
             names_per_agent: 4_096,

@@ -2,7 +2,6 @@
 //! Place on the path: after the credential was put in; the only code that opens connections to the outside.
 //! INVARIANT: the peer is verified for the name that was decided on, and a call is sent at most once.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,7 @@ use crate::body::{Body, BodyError, Tally};
 use crate::dial::{first, tunnel};
 use crate::handshake::{client_certificate, is_about_identity};
 use crate::meter::{Meter, Stage};
-use crate::names::real::{Dialable, Resolved, resolve};
+use crate::names::real::{Dialable, Known};
 use crate::pool::{Borrowed, Key, Pinned, Pool, Sender};
 use crate::refusal::Refusal;
 use crate::request::Request;
@@ -42,7 +41,7 @@ use crate::wire::Flaw;
 pub(crate) struct Upstream {
     pool: Pool,
     pub(crate) tls: RwLock<Verification>,
-    resolved: RwLock<HashMap<Endpoint, Resolved>>,
+    known: Known,
     ledger: Ledger,
     meter: Arc<dyn Meter>,
 }
@@ -137,7 +136,7 @@ impl Upstream {
         Self {
             pool: Pool::default(),
             tls: RwLock::new(tls),
-            resolved: RwLock::default(),
+            known: Known::default(),
             ledger,
             meter,
         }
@@ -146,10 +145,7 @@ impl Upstream {
     /// Roots or fixed addresses changed: nothing that was opened or looked up before counts any more.
     pub(crate) fn replace(&self, tls: Verification) {
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
-        self.resolved
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.known.clear();
         self.pool.clear();
     }
 
@@ -158,11 +154,7 @@ impl Upstream {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
             self.pool.sweep(idle);
-            let mut resolved = self
-                .resolved
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            resolved.retain(|_, entry| entry.at.elapsed() < idle);
+            self.known.sweep();
         }
     }
 
@@ -344,31 +336,10 @@ impl Upstream {
         &self,
         departure: &Departure<'_>,
     ) -> Result<Arc<[Dialable]>, Failed> {
-        let fresh = |entry: &&Resolved| entry.at.elapsed() < departure.settings.limits.resolved;
-        {
-            let resolved = self.resolved.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(entry) = resolved.get(departure.endpoint).filter(fresh) {
-                return Ok(Arc::clone(&entry.addresses));
-            }
-        }
         let settings = departure.settings;
-        let fixed = settings
-            .connect_to
-            .get(departure.endpoint)
-            .or(settings.outbound.as_ref());
-        let entry = Box::pin(resolve(
-            departure.endpoint,
-            fixed.map(String::as_str),
-            departure.settings.limits.connect,
-            &*self.meter,
-        ))
-        .await?;
-        let addresses = Arc::clone(&entry.addresses);
-        self.resolved
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(departure.endpoint.clone(), entry);
-        Ok(addresses)
+        self.known
+            .addresses(departure.endpoint, settings, &*self.meter)
+            .await
     }
 
     async fn connect(

@@ -107,6 +107,7 @@ pub(super) fn settings(config: &Config, snapshot: &Snapshot) -> Result<Settings,
     Ok(Settings {
         connect_to,
         outbound: config.proxy.outbound.clone(),
+        nameservers: config.proxy.nameservers.clone(),
         extra_roots: snapshot.trust_anchors()?,
         hold: config.approvals.hold,
         names: Pools {

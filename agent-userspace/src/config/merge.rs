@@ -3,7 +3,7 @@
 //! INVARIANT: two files that set the same key are an error that names both places; no file silently wins.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -100,6 +100,7 @@ struct NamesTable {
 struct ProxyTable {
     connect_to: BTreeMap<Spanned<String>, Spanned<String>>,
     extra_roots: Option<Spanned<Vec<PathBuf>>>,
+    nameservers: Option<Spanned<Vec<Spanned<String>>>>,
     outbound: Option<Spanned<String>>,
     user: Option<Spanned<String>>,
 }
@@ -191,6 +192,14 @@ impl Merge<'_> {
                 .map(|root| self.dir.join(root))
                 .collect();
         }
+        if let Some(servers) = self.once(place, "proxy.nameservers", table.nameservers) {
+            for server in servers.into_inner() {
+                match nameserver(server.get_ref()) {
+                    Ok(server) => self.config.proxy.nameservers.push(server),
+                    Err(message) => self.errors.push(place.diagnostic(server.span(), message)),
+                }
+            }
+        }
         if let Some(outbound) = self.parsed(place, "proxy.outbound", table.outbound, target) {
             self.config.proxy.outbound = Some(outbound);
         }
@@ -277,6 +286,14 @@ impl Merge<'_> {
 fn named<T: FromStr<Err: std::fmt::Display>>(text: &str, what: &str) -> Result<T, String> {
     text.parse()
         .map_err(|error| format!("`{text}` is not a name for an {what}: {error}"))
+}
+
+/// An address, of port 53 where none is named. Not a name: who would resolve it?
+fn nameserver(text: &str) -> Result<SocketAddr, String> {
+    let alone = text.parse().map(|address: IpAddr| (address, 53).into());
+    alone
+        .or_else(|_| text.parse())
+        .map_err(|_| format!("`{text}` is not an address such as 10.0.0.53 or 10.0.0.53:53"))
 }
 
 fn reads(text: &str) -> Result<Reads, String> {

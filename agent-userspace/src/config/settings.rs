@@ -43,6 +43,8 @@ pub struct Proxy {
     pub extra_roots: Vec<PathBuf>,
     /// A proxy, `host:port`, that every upstream but those of `connect_to` is reached through by `CONNECT`.
     pub outbound: Option<String>,
+    /// Name servers that are asked for upstreams, instead of those of `/etc/resolv.conf`.
+    pub nameservers: Vec<SocketAddr>,
     /// The account the proxy process runs as: a name or a number.
     pub user: String,
     /// Fixed addresses for names, `host:port` to `host:port`. The certificate is still verified against the name.
@@ -54,6 +56,7 @@ impl Default for Proxy {
         Proxy {
             extra_roots: Vec::new(),
             outbound: None,
+            nameservers: Vec::new(),
             user: "sluice".to_owned(),
             connect_to: BTreeMap::new(),
         }

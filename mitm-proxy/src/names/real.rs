@@ -1,20 +1,31 @@
-//! Real addresses of names, asked of the host's resolver only after a call was decided.
+//! Real addresses of names, asked only after a call was decided, and kept no longer than their answer says.
 //! Place on the path: the first step of leaving.
 //! INVARIANT: what is dialled is a [`Dialable`]: an address that was checked here, or that an operator wrote down.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use policies::{Endpoint, Reason};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
+use super::ask::{self, Answer};
 use super::public::not_public;
 use crate::meter::Meter;
+use crate::settings::Settings;
 use crate::upstream::Failed;
+
+/// An answer is kept for a second even if it says less: calls that come at once are one question.
+const LEAST: Duration = Duration::from_secs(1);
+/// How long an answer is kept that does not say for how long it holds: a literal, the hosts file, the host's own resolver.
+const UNSAID: Duration = Duration::from_secs(30);
+/// The longest that a "no" is kept, whatever it says: a name that was just made should be found soon.
+const LONGEST_NO: Duration = Duration::from_secs(30);
 
 /// An address that may be dialled. Made only here, and dialled as it is: a name is never asked a second time between
 /// the check and the connect, so an answer that changes (rebinding) changes nothing.
@@ -38,44 +49,148 @@ impl Dialable {
     }
 }
 
-/// Where an endpoint is, as of `at`.
+/// Where an endpoint is, and until when that holds. Without addresses: it has none.
 #[derive(Debug)]
-pub(crate) struct Resolved {
-    pub(crate) addresses: Arc<[Dialable]>,
-    pub(crate) at: Instant,
+struct Resolved {
+    addresses: Arc<[Dialable]>,
+    until: Instant,
+}
+
+/// What was looked up, for as long as it holds.
+#[derive(Debug, Default)]
+pub(crate) struct Known(RwLock<HashMap<Endpoint, Resolved>>);
+
+impl Known {
+    /// Where an endpoint is, or the operator's fixed address or proxy for it.
+    pub(crate) async fn addresses(
+        &self,
+        endpoint: &Endpoint,
+        settings: &Settings,
+        meter: &dyn Meter,
+    ) -> Result<Arc<[Dialable]>, Failed> {
+        let now = Instant::now();
+        {
+            let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(entry) = known.get(endpoint).filter(|entry| now < entry.until) {
+                return Ok(Arc::clone(&entry.addresses));
+            }
+        }
+        let fixed = settings.connect_to.get(endpoint);
+        let fixed = fixed.or(settings.outbound.as_ref());
+        let fixed = fixed.map(String::as_str);
+        let entry = Box::pin(resolve(endpoint, fixed, settings, meter)).await?;
+        let addresses = Arc::clone(&entry.addresses);
+        self.write().insert(endpoint.clone(), entry);
+        Ok(addresses)
+    }
+
+    /// Forgets what holds no longer.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        self.write().retain(|_, entry| now < entry.until);
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        self.write().clear();
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Endpoint, Resolved>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a question came to, before anything is checked.
+#[derive(Debug)]
+struct Found {
+    addresses: Vec<SocketAddr>,
+    /// As the answer says; bounded by whoever keeps it.
+    holds: Duration,
 }
 
 /// Resolves `endpoint`, or the fixed `host:port` that the operator set for it.
-pub(crate) async fn resolve(
+async fn resolve(
     endpoint: &Endpoint,
     fixed: Option<&str>,
-    within: Duration,
+    settings: &Settings,
     meter: &dyn Meter,
 ) -> Result<Resolved, Failed> {
-    let lookup = async |target: String| Ok(lookup_host(target).await?.collect());
+    let limits = &settings.limits;
+    let lookup = async |target: String| match fixed {
+        Some(_) => by_system(target).await,
+        None => by_wire(endpoint, target, settings).await,
+    };
+    let within = (limits.connect, limits.resolved);
     resolve_by(lookup, endpoint, fixed, within, meter).await
+}
+
+/// By the host's own resolver, which says nothing about how long its answer holds.
+async fn by_system(target: String) -> io::Result<Found> {
+    Ok(Found {
+        addresses: lookup_host(target).await?.collect(),
+        holds: UNSAID,
+    })
+}
+
+/// By the name servers that the operator named, or the host's. Where these cannot say, or know no such name, the host's own
+/// resolver is asked, which may know other sources; not so where the operator named some.
+async fn by_wire(endpoint: &Endpoint, target: String, settings: &Settings) -> io::Result<Found> {
+    let named = settings.nameservers.as_slice();
+    if named.is_empty() && ask::is_in_hosts(Path::new("/etc/hosts"), &endpoint.host) {
+        return by_system(target).await;
+    }
+    let hosts;
+    let servers = if named.is_empty() {
+        hosts = ask::servers(Path::new("/etc/resolv.conf"));
+        hosts.as_slice()
+    } else {
+        named
+    };
+    let seconds = |ttl: u32| Duration::from_secs(ttl.into());
+    let no = match ask::ask(servers, &endpoint.host).await {
+        Ok(Answer::Found(addresses, ttl)) => {
+            let at = |address| SocketAddr::new(address, endpoint.port);
+            return Ok(Found {
+                addresses: addresses.into_iter().map(at).collect(),
+                holds: seconds(ttl),
+            });
+        }
+        Ok(Answer::None(ttl)) => Ok(Found {
+            addresses: Vec::new(),
+            holds: seconds(ttl).min(LONGEST_NO),
+        }),
+        Err(error) => Err(error),
+    };
+    if !named.is_empty() {
+        return no;
+    }
+    match by_system(target).await {
+        Ok(found) => Ok(found),
+        Err(error) => no.or(Err(error)),
+    }
 }
 
 /// An answer that mixes public and other addresses loses the others, and each is counted. Refusing the whole answer
 /// would protect nothing more, since only checked addresses are dialled, and would break names whose owners publish
 /// an internal address beside the public ones.
-async fn resolve_by<Answer>(
-    lookup: impl FnOnce(String) -> Answer,
+async fn resolve_by<Asked>(
+    lookup: impl FnOnce(String) -> Asked,
     endpoint: &Endpoint,
     fixed: Option<&str>,
-    within: Duration,
+    (within, longest): (Duration, Duration),
     meter: &dyn Meter,
 ) -> Result<Resolved, Failed>
 where
-    Answer: Future<Output = io::Result<Vec<SocketAddr>>>,
+    Asked: Future<Output = io::Result<Found>>,
 {
-    let found = |addresses: Vec<SocketAddr>| Resolved {
+    let found = |addresses: Vec<SocketAddr>, holds: Duration| Resolved {
         addresses: addresses.into_iter().map(Dialable).collect(),
-        at: Instant::now(),
+        until: Instant::now() + holds.max(LEAST).min(longest),
     };
     // A connection that names the literal is the operator's word, too.
     if let (Some(address), None) = (endpoint.host.ip(), fixed) {
-        return Ok(found(vec![SocketAddr::new(address, endpoint.port)]));
+        let literal = vec![SocketAddr::new(address, endpoint.port)];
+        return Ok(found(literal, UNSAID));
     }
     let target = fixed.map_or_else(
         || format!("{}:{}", endpoint.host, endpoint.port),
@@ -88,14 +203,17 @@ where
         )
     };
     let answer = timeout(within, lookup(target)).await.map_err(late)?;
-    let mut addresses = answer.map_err(|error| {
+    let Found {
+        mut addresses,
+        holds,
+    } = answer.map_err(|error| {
         Failed::new(
             Reason::UpstreamUnreachable,
             format!("{endpoint} has no address: {error}."),
         )
     })?;
     if fixed.is_some() {
-        return Ok(found(addresses));
+        return Ok(found(addresses, holds));
     }
     let none = addresses.is_empty();
     addresses.retain(|address| {
@@ -112,7 +230,7 @@ where
         );
         return Err(Failed::new(Reason::UpstreamAddress, detail));
     }
-    Ok(found(addresses))
+    Ok(found(addresses, holds))
 }
 
 #[cfg(test)]
@@ -125,7 +243,7 @@ mod tests {
     use super::*;
     use crate::meter::NoMeter;
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
     fn endpoint(text: &str) -> Endpoint {
         text.parse().unwrap()
@@ -154,7 +272,12 @@ mod tests {
             endpoint: &str,
             fixed: Option<&str>,
         ) -> Result<Vec<String>, Reason> {
-            let lookup = async |_| Ok(self.answer());
+            let lookup = async |_| {
+                Ok(Found {
+                    addresses: self.answer(),
+                    holds: UNSAID,
+                })
+            };
             let endpoint = self::endpoint(endpoint);
             match resolve_by(lookup, &endpoint, fixed, PATIENCE, &NoMeter).await {
                 Ok(found) => Ok(found
@@ -191,6 +314,76 @@ mod tests {
         assert_eq!(ask().await, Err(Reason::UpstreamAddress));
         assert_eq!(ask().await, Err(Reason::UpstreamAddress));
         assert_eq!(ask().await, Ok(vec!["1.1.1.1".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_kept_for_its_ttl_within_bounds() {
+        let endpoint = endpoint("api.pay.test:443");
+        let keeps = async |addresses: &[&str], ttl: u64| {
+            let found = Found {
+                addresses: addresses
+                    .iter()
+                    .map(|address| SocketAddr::new(address.parse().unwrap(), 443))
+                    .collect(),
+                holds: Duration::from_secs(ttl),
+            };
+            let asked = Instant::now();
+            let kept = resolve_by(async |_| Ok(found), &endpoint, None, PATIENCE, &NoMeter);
+            (kept.await.unwrap().until - asked).as_secs()
+        };
+        assert_eq!(keeps(&["1.1.1.1"], 20).await, 20);
+        assert_eq!(keeps(&["1.1.1.1"], 0).await, LEAST.as_secs());
+        assert_eq!(keeps(&["1.1.1.1"], 86_400).await, 300);
+        assert_eq!(keeps(&[], 7).await, 7);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_moves_is_followed_when_its_ttl_is_over_and_never_to_a_private_address() {
+        use hickory_proto::op::{Message, OpCode};
+        use hickory_proto::rr::rdata::A;
+        use hickory_proto::rr::{RData, Record, RecordType};
+        // Each question for an IPv4 address takes the next of these: address, and TTL.
+        let says = [("1.1.1.1", 1), ("127.0.0.1", 3600), ("1.0.0.1", 3600)];
+        let says = says.map(|(address, ttl)| (address.parse().unwrap(), ttl));
+        let left = Arc::new(Mutex::new(VecDeque::from(says)));
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut settings = Settings::default();
+        settings.nameservers.push(socket.local_addr().unwrap());
+        let script = Arc::clone(&left);
+        tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                let question = Message::from_vec(&buffer[..length]).unwrap();
+                let query = question.queries[0].clone();
+                let mut answer = Message::response(question.metadata.id, OpCode::Query);
+                if query.query_type() == RecordType::A {
+                    let (address, ttl) = script.lock().unwrap().pop_front().unwrap();
+                    let data = RData::A(A(address));
+                    answer.add_answer(Record::from_rdata(query.name().clone(), ttl, data));
+                }
+                answer.add_query(query);
+                let bytes = answer.to_vec().unwrap();
+                socket.send_to(&bytes, from).await.unwrap();
+            }
+        });
+        let (known, endpoint) = (Known::default(), endpoint("api.pay.test:443"));
+        let ask = async || {
+            let found = known.addresses(&endpoint, &settings, &NoMeter).await;
+            found
+                .map(|found| found[0].0.to_string())
+                .map_err(|failed| failed.reason)
+        };
+        assert_eq!(ask().await, Ok("1.1.1.1:443".to_owned()));
+        // Positive control: it is remembered, although the server would say something else by now.
+        assert_eq!(ask().await, Ok("1.1.1.1:443".to_owned()));
+        assert_eq!(left.lock().unwrap().len(), 2);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        assert_eq!(ask().await, Err(Reason::UpstreamAddress));
+        // What was refused is not remembered, whatever its TTL says.
+        assert_eq!(ask().await, Ok("1.0.0.1:443".to_owned()));
+        assert_eq!(ask().await, Ok("1.0.0.1:443".to_owned()));
+        known.sweep();
+        assert_eq!(ask().await, Ok("1.0.0.1:443".to_owned()));
     }
 
     #[tokio::test]
@@ -238,7 +431,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             let name = endpoint("any.test:443");
             let answer = all.clone();
-            let found = runtime.block_on(resolve_by(async |_| Ok(answer), &name, None, PATIENCE, &NoMeter));
+            let found = runtime.block_on(resolve_by(async |_| Ok(Found { addresses: answer, holds: UNSAID }), &name, None, PATIENCE, &NoMeter));
             let dialled: Vec<SocketAddr> = found.map_or_else(|_| Vec::new(), |found| found.addresses.iter().map(|it| it.0).collect());
             let public: Vec<SocketAddr> = all.into_iter().filter(|address| not_public(address.ip()).is_none()).collect();
             prop_assert_eq!(dialled, public);

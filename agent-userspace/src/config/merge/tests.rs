@@ -33,6 +33,7 @@ fn every_documented_key_is_read() {
         [proxy]
         extra_roots = ["ca.pem", "/srv/other.pem"]
         outbound = "proxy.corp.example:3128"
+        nameservers = ["10.0.0.53", "[fd00::53]:5353"]
         user = "1234"
         [proxy.connect_to]
         "api.stripe.com:443" = "127.0.0.1:8443"
@@ -94,6 +95,13 @@ fn every_documented_key_is_read() {
         ..mitm_proxy::Limits::default()
     };
     assert_eq!(
+        config.proxy.nameservers,
+        [
+            "10.0.0.53:53".parse().unwrap(),
+            "[fd00::53]:5353".parse().unwrap()
+        ]
+    );
+    assert_eq!(
         config.proxy.outbound.as_deref(),
         Some("proxy.corp.example:3128")
     );
@@ -151,6 +159,10 @@ fn what_is_wrong_is_said_with_its_place() {
         (
             "[limits]\ncalls = 10\n",
             "config.toml:2:1: `limits.calls_per_agent` (4096) is more than `limits.calls` (10)\n  hint: raise the one or lower the other",
+        ),
+        (
+            "[proxy]\nnameservers = [\"10.0.0.53\", \"dns.corp.example\"]\n",
+            "config.toml:2:29: `dns.corp.example` is not an address such as 10.0.0.53 or 10.0.0.53:53",
         ),
         (
             "[names]\npool4 = \"10.0.0.0/30\"\n",
