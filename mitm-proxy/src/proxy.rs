@@ -136,7 +136,7 @@ impl Proxy {
         stop: CancellationToken,
     ) {
         let tasks = TaskTracker::new();
-        let cut = CancellationToken::new();
+        let cut = self.0.upstream.cut.clone();
         let settings = self.settings();
         // Whose a connection is comes out after accept; the shares hold all of them below twice the bound.
         let room = settings.limits.connections.saturating_mul(2);

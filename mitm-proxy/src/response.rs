@@ -16,6 +16,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use policies::{CredentialId, Reason};
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 use vault::Scrubber;
 
 use crate::body::Tally;
@@ -72,6 +73,8 @@ pub(crate) struct Debt {
     pub(crate) shown: Option<(CredentialId, u32)>,
     pub(crate) departed: Instant,
     pub(crate) started: Instant,
+    /// Fires when what did not end in time after a stop is cut.
+    pub(crate) cut: CancellationToken,
     /// The call counts as under way until this is dropped.
     pub(crate) _place: Option<Place>,
 }
@@ -89,6 +92,11 @@ impl Debt {
     /// The call failed on our side or upstream's.
     pub(crate) fn fail(&mut self, reason: Reason, detail: &str) {
         self.settle(Some(reason), Some(detail.to_owned()), false);
+    }
+
+    /// Sluice stopped before the call was over.
+    pub(crate) fn stopped(&mut self, detail: &str) {
+        self.settle(Some(Reason::Shutdown), Some(detail.to_owned()), true);
     }
 
     /// Writes the outcome (queued, not awaited); the first time only.
@@ -115,9 +123,13 @@ impl Debt {
 }
 
 impl Drop for Debt {
-    /// Finds a debt only when the agent went away inside a call; event streams end like this all the time.
+    /// Finds a debt only when the agent went away inside a call (event streams end like this all the time), or when it was cut.
     fn drop(&mut self) {
-        self.settle(None, None, true);
+        if self.cut.is_cancelled() {
+            self.stopped("Sluice stopped, and the call did not end in the time that it had.");
+        } else {
+            self.settle(None, None, true);
+        }
     }
 }
 

@@ -196,8 +196,13 @@ impl<C: Course> Tunnel<C> {
                 self.debt.relayed();
                 return None;
             }
+            (End::Stopped, _) => {
+                let detail = "Sluice stopped while the connection was open.";
+                self.debt.stopped(detail);
+                return Some((Reason::Shutdown, detail.to_owned()));
+            }
             // The outcome says that it was given up; that is no failure of anybody's.
-            (End::Stopped, _) | (End::Gone(_), Side::Agent) => return None,
+            (End::Gone(_), Side::Agent) => return None,
             (End::Gone(detail), Side::Upstream) => (Reason::UpstreamUnreachable, detail),
             (End::Limit(detail), _) => (Reason::TunnelLimit, detail),
             (End::Broken(detail), Side::Agent) => (

@@ -18,6 +18,7 @@ use policies::{AgentId, CredentialId, Endpoint, Peer, Reason};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use vault::{Armed, Lent};
 
 use crate::accept::Connection;
@@ -44,6 +45,8 @@ pub(crate) struct Upstream {
     known: Known,
     ledger: Ledger,
     meter: Arc<dyn Meter>,
+    /// Fires when what did not end in time after a stop is cut.
+    pub(crate) cut: CancellationToken,
 }
 
 /// What is needed besides the call itself.
@@ -139,6 +142,7 @@ impl Upstream {
             known: Known::default(),
             ledger,
             meter,
+            cut: CancellationToken::new(),
         }
     }
 
@@ -180,6 +184,7 @@ impl Upstream {
             }),
             departed: Instant::now(),
             started: departure.started,
+            cut: self.cut.clone(),
             _place: departure.place.take(),
         }
     }

@@ -239,6 +239,104 @@ async fn a_stop_lets_open_calls_finish_and_takes_no_new_ones() {
         .unwrap();
 }
 
+/// A call whose answer streams until what this returns is dropped; it is under way when this returns.
+async fn streamed(
+    world: &World,
+) -> (
+    tokio::sync::mpsc::Sender<bytes::Bytes>,
+    tokio::task::JoinHandle<Result<bytes::Bytes, hyper::Error>>,
+) {
+    let (events, receiver) = tokio::sync::mpsc::channel(1);
+    let stream = Some(std::sync::Arc::new(std::sync::Mutex::new(Some(receiver))));
+    world.upstream.answers(Reply {
+        stream,
+        ..Reply::default()
+    });
+    let before = world.upstream.seen().len();
+    let mut client = world.http1(HOST).await;
+    let request = http::Request::get("/v1/stream").header("host", HOST);
+    let request = request.body(http_body_util::Full::default()).unwrap();
+    let answer = client.send(request).await;
+    assert_eq!(world.upstream.seen().len(), before + 1);
+    let call = tokio::spawn(async move {
+        // Its connection lives as long as the call.
+        let _client = client;
+        let body = http_body_util::BodyExt::collect(answer.into_body()).await;
+        body.map(http_body_util::Collected::to_bytes)
+    });
+    (events, call)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_answer_outlives_a_reload_that_would_not_let_its_call_go() {
+    const NONE: &str = r#"
+@id("no-streams")
+forbid (principal, action == pay::Action::"stream", resource);
+"#;
+    let world = World::start().await;
+    let (events, call) = streamed(&world).await;
+    events.send("one,".into()).await.unwrap();
+    world
+        .proxy
+        .replace_bundle(support::bundle(support::AGENT, NONE));
+    let mut settings = mitm_proxy::Settings::default();
+    settings.limits.silence = Duration::from_millis(1);
+    world.proxy.replace_settings(settings).unwrap();
+    // Positive control: the reload is in force.
+    let refused = world.http1(HOST).await.call("GET", "/v1/stream", "").await;
+    assert_eq!(refused.reason(), "policy_denied");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    events.send("two".into()).await.unwrap();
+    drop(events);
+    assert_eq!(call.await.unwrap().unwrap(), "one,two");
+    let ended = |records: &[audit::Entry]| {
+        records
+            .iter()
+            .any(|entry| entry.line().contains("\"kind\":\"outcome\""))
+    };
+    let records = world.records_until(ended).await;
+    let outcome = records
+        .iter()
+        .find(|entry| entry.line().contains("\"kind\":\"outcome\""));
+    assert_eq!(outcome.unwrap().record().status, Some(200));
+    assert_eq!(outcome.unwrap().record().reason, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_does_not_end_after_a_stop_is_cut_in_time_and_named() {
+    let world = World::planned(Plan {
+        tune: |settings| settings.limits.drain = Duration::from_millis(300),
+        ..Plan::default()
+    })
+    .await;
+    let (events, call) = streamed(&world).await;
+    events.send("one".into()).await.unwrap();
+    world.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(10), world.running)
+        .await
+        .expect("a stop is bounded")
+        .unwrap();
+    // The agent is not told that this was all.
+    assert!(call.await.unwrap().is_err());
+    drop(events);
+    let ledger = world.ledger.clone();
+    let query = audit::Query {
+        tenant: Some("acme".parse().unwrap()),
+        ..audit::Query::default()
+    };
+    for _ in 0..200 {
+        let records = ledger.list(&query).unwrap();
+        if let Some(reason) = records.last().unwrap().record().reason {
+            assert_eq!(reason, Reason::Shutdown);
+            let line = records.last().unwrap().line();
+            assert!(line.contains("\"kind\":\"outcome\""), "{line}");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("no outcome");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_cannot_be_recorded_is_not_made() {
     let world = World::start().await;

@@ -1,5 +1,6 @@
 //! gRPC through the path: unary and streaming both ways with trailers, and refusals that a gRPC client can read.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::peer::{CLEAR, OPEN, Peer, SEALED, Stream};
@@ -7,8 +8,11 @@ use crate::support::{HOST, PLACEHOLDER, Plan, SECRET, World};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response};
+use tokio::sync::Semaphore;
 
 const PROMPT: Duration = Duration::from_secs(2);
+/// Where the order is what counts, and not the time.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One length-prefixed message.
 fn message(text: &str) -> Bytes {
@@ -146,6 +150,115 @@ async fn messages_stream_both_ways_one_by_one_over_tls_and_in_the_clear() {
         let trailers = body.trailers().await.unwrap().unwrap();
         assert_eq!(trailers["grpc-status"], "0");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_streams_its_answers_one_by_one() {
+    let may = Arc::new(Semaphore::new(0));
+    let permits = Arc::clone(&may);
+    // One answer to the one message for each permit.
+    let serve = move |stream| {
+        let may = Arc::clone(&permits);
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let may = Arc::clone(&may);
+                tokio::spawn(async move {
+                    let asked = request.into_body().data().await.unwrap().unwrap();
+                    let head = Response::builder().header("content-type", "application/grpc");
+                    let mut answer = respond
+                        .send_response(head.body(()).unwrap(), false)
+                        .unwrap();
+                    for _ in 0..3 {
+                        may.acquire().await.unwrap().forget();
+                        answer.send_data(asked.clone(), false).unwrap();
+                    }
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("grpc-status", "0".parse().unwrap());
+                    answer.send_trailers(trailers).unwrap();
+                });
+            }
+        }
+    };
+    let peer = Peer::start(Some(b"h2"), serve).await;
+    let world = World::with_peer(&peer, SEALED, Plan::default()).await;
+    let mut client = client(&world, OPEN).await;
+    let (answer, mut send) = client.send_request(call(OPEN, "Chat"), false).unwrap();
+    let asked = message("tell me");
+    send.send_data(asked.clone(), true).unwrap();
+    let mut body = tokio::time::timeout(PATIENCE, answer)
+        .await
+        .unwrap()
+        .unwrap();
+    let body = body.body_mut();
+    for _ in 0..3 {
+        // The next one is sent only now that the one before has arrived.
+        may.add_permits(1);
+        let told = tokio::time::timeout(PATIENCE, body.data()).await;
+        assert_eq!(told.unwrap().unwrap().unwrap(), asked);
+    }
+    assert!(body.data().await.is_none());
+    assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_streams_its_messages_one_by_one() {
+    let arrived = Arc::<Mutex<Vec<Bytes>>>::default();
+    let seen = Arc::clone(&arrived);
+    let serve = move |stream| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let seen = Arc::clone(&seen);
+                tokio::spawn(async move {
+                    let mut body = request.into_body();
+                    while let Some(Ok(data)) = body.data().await {
+                        let _ = body.flow_control().release_capacity(data.len());
+                        if !data.is_empty() {
+                            seen.lock().unwrap().push(data);
+                        }
+                    }
+                    // The one answer, after the last message.
+                    let head = Response::builder().header("content-type", "application/grpc");
+                    let mut answer = respond
+                        .send_response(head.body(()).unwrap(), false)
+                        .unwrap();
+                    let count = seen.lock().unwrap().len().to_string();
+                    answer.send_data(message(&count), false).unwrap();
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("grpc-status", "0".parse().unwrap());
+                    answer.send_trailers(trailers).unwrap();
+                });
+            }
+        }
+    };
+    let peer = Peer::start(Some(b"h2"), serve).await;
+    let world = World::with_peer(&peer, SEALED, Plan::default()).await;
+    let mut client = client(&world, OPEN).await;
+    let (answer, mut send) = client.send_request(call(OPEN, "Chat"), false).unwrap();
+    for number in 0..3 {
+        let part = message(&number.to_string());
+        send.send_data(part.clone(), false).unwrap();
+        let comes = async {
+            while arrived.lock().unwrap().last() != Some(&part) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        // Before the next one is sent, and before there is any answer.
+        tokio::time::timeout(PATIENCE, comes).await.unwrap();
+    }
+    send.send_data(Bytes::new(), true).unwrap();
+    let mut body = tokio::time::timeout(PATIENCE, answer)
+        .await
+        .unwrap()
+        .unwrap();
+    let body = body.body_mut();
+    assert_eq!(body.data().await.unwrap().unwrap(), message("3"));
+    while let Some(data) = body.data().await {
+        assert_eq!(data.unwrap(), "");
+    }
+    assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

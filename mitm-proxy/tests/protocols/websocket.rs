@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::peer::{AGENT, CLEAR, OPEN, Peer, SEALED, Stream, exchange};
-use crate::support::{HOST, PLACEHOLDER, Plan, SECRET, World};
+use crate::support::{HOST, PLACEHOLDER, Plan, SECRET, World, bundle};
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::HeaderMap;
 use policies::{Reason, Verdict};
@@ -525,4 +525,34 @@ unless { context.approvals.contains(Group::"finance") };
         Some(Ok(Message::Close(Some(close)))) => assert_eq!(u16::from(close.code), 1001),
         other => panic!("{other:?}"),
     }
+    let ended = outcome(&world).await;
+    assert_eq!(ended.reason, Some(Reason::Shutdown));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_outlives_a_reload_that_would_not_let_it_open() {
+    const NONE: &str = r#"
+@id("no-sockets")
+forbid (principal, action == pay::Action::"socket", resource);
+"#;
+    let (peer, _) = server().await;
+    let world = lent(&peer, "").await;
+    let (mut socket, _) = connect(&world, HOST, "/v1/socket", &[]).await.unwrap();
+    let mut says = async |text: &str| {
+        socket.send(Message::Text(text.into())).await.unwrap();
+        let said = tokio::time::timeout(Duration::from_secs(2), socket.next()).await;
+        assert_eq!(said.unwrap().unwrap().unwrap(), Message::Text(text.into()));
+    };
+    says("before").await;
+    world.proxy.replace_bundle(bundle(AGENT, NONE));
+    world.lead(&peer, &format!("{HOST}:443"), |settings| {
+        settings.limits.tunnel_bytes = 1;
+    });
+    says("after").await;
+    // Positive control: the reload is in force.
+    let second = connect(&world, HOST, "/v1/socket", &[]).await;
+    assert_eq!(refused(second), (403, "policy_denied".to_owned()));
+    says("still").await;
+    drop(socket);
+    assert_eq!(outcome(&world).await.reason, None);
 }
