@@ -6,6 +6,7 @@ use core::ffi::c_void;
 
 use agent_abi::{Config, Task, refusal, task_flag};
 use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_get_current_uid_gid;
 use aya_ebpf::helpers::generated::bpf_send_signal;
 use aya_ebpf::macros::{btf_tracepoint, lsm};
 use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
@@ -73,7 +74,7 @@ pub fn label_birth(ctx: BtfTracePointContext) -> i32 {
     let parent = of_current();
     if parent.workload == 0 {
         if here != 0 {
-            write(&ctx, child, here, on_arrival(here));
+            write(&ctx, child, here, on_birth(here));
         }
         return 0;
     }
@@ -121,8 +122,14 @@ pub fn label_exec(ctx: BtfTracePointContext) -> i32 {
             );
             if let Some(label) = TASKS.get(kernel::current()) {
                 let before = label.read();
+                let is_helper = before.flags & task_flag::BORN != 0 && !is_ready && is_root();
+                let over = if is_helper {
+                    task_flag::BORN
+                } else {
+                    task_flag::BORN | task_flag::MANAGER
+                };
                 label.write(Task {
-                    flags: before.flags & !task_flag::MANAGER,
+                    flags: before.flags & !over,
                     ..before
                 });
             }
@@ -178,7 +185,7 @@ pub fn of_current() -> Task {
     }
 }
 
-/// Whether the current task has executed nothing since it came into a cgroup elsewhere.
+/// Whether the current task is still its service manager's or runtime's own: in a cgroup elsewhere, before it executes the workload.
 #[inline(always)]
 pub fn is_managers() -> bool {
     of_current().flags & task_flag::MANAGER != 0
@@ -192,6 +199,22 @@ fn on_arrival(workload: u64) -> u32 {
     } else {
         0
     }
+}
+
+/// The same for who is born there: what it executes first may be its manager's, too.
+#[inline(always)]
+fn on_birth(workload: u64) -> u32 {
+    if maps::is_outside(workload) {
+        task_flag::MANAGER | task_flag::BORN
+    } else {
+        0
+    }
+}
+
+/// Whether the current task's real uid is the host's root.
+#[inline(always)]
+fn is_root() -> bool {
+    bpf_get_current_uid_gid() as u32 == 0
 }
 
 /// Gives the current task a label of its own, where it has its process's.

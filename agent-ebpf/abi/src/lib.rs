@@ -168,6 +168,9 @@ pub mod task_flag {
     /// It came into a cgroup elsewhere by itself and has executed nothing since: it is its service manager's or runtime's own
     /// code, which still has output to connect.
     pub const MANAGER: u32 = 2;
+    /// It was born there, of somebody outside: the first program that it executes as root, with privileges to gain, is still its
+    /// manager's (`systemd-executor`, `runc init`).
+    pub const BORN: u32 = 4;
 }
 
 /// A refusal of the kernel side, as it travels through the ring buffer `EVENTS`.

@@ -165,6 +165,30 @@ fn lsm_a_managers_child_connects_its_output_until_it_executes() {
 }
 
 #[test]
+fn lsm_a_managers_helper_that_is_born_in_the_cgroup_connects_its_output_until_it_executes() {
+    let mut host = Host::start();
+    let live = host.is_live("lsm_unix");
+    let elsewhere = Elsewhere::make(&mut host);
+    govern(&mut host, "acme/support", &elsewhere.0);
+    let mut outsider = Puppet::start(None);
+    let theirs = place(&host, "stream", "theirs");
+    let listen = format!("unixlisten stream {}", theirs.display());
+    outsider.ask(&listen).unwrap();
+    let connect = format!("unixconnect stream {}", theirs.display());
+    let refused = if live { Err(EPERM) } else { Ok(vec![]) };
+
+    // As systemd does since version 255: its child is born in the unit's cgroup and executes `systemd-executor` first.
+    let (_manager, mut helper) = Puppet::start_and_bear_into(&elsewhere.0, "greet");
+    assert_eq!(helper.ask(&connect), Ok(vec![]));
+    assert_eq!(helper.connect("192.0.2.1:443"), Err(EPERM));
+    helper.again();
+    assert_eq!(helper.ask(&connect), refused, "the service itself");
+    // One that can gain no privileges is no manager's.
+    let (_manager, mut program) = Puppet::start_and_bear_into(&elsewhere.0, "renounce");
+    assert_eq!(program.ask(&connect), refused);
+}
+
+#[test]
 fn lsm_unix_sockets_stay_within_a_workload() {
     let mut host = Host::start();
     let live = host.is_live("lsm_unix");

@@ -5,7 +5,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -337,4 +338,15 @@ fn check(result: libc::c_int) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// A socket of any kind, by its numbers.
+pub(crate) fn raw_socket(family: &str, kind: &str, protocol: &str) -> io::Result<OwnedFd> {
+    let [family, kind, protocol] =
+        [family, kind, protocol].map(|number| number.parse::<u32>().unwrap());
+    Ok(rustix::net::socket(
+        rustix::net::AddressFamily::from_raw(family as u16),
+        rustix::net::SocketType::from_raw(kind),
+        NonZeroU32::new(protocol).map(rustix::net::Protocol::from_raw),
+    )?)
 }

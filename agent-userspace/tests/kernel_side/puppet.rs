@@ -5,7 +5,6 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -13,7 +12,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// The cgroup that a puppet enters before it does anything else.
@@ -84,6 +82,30 @@ impl Puppet {
         };
         child.ask("greet").unwrap();
         (parent, child)
+    }
+
+    /// Starts a process, in the test's own cgroup, that bears another one right into `cgroup`, where that executes a program
+    /// first. What it does before is in `act`.
+    pub(crate) fn start_and_bear_into(cgroup: &Path, act: &str) -> (Puppet, Puppet) {
+        let mut parent = Puppet::start(None);
+        let (ours, theirs) = strings();
+        parent.hand("take_strings", &[theirs.as_fd()]).unwrap();
+        parent.ask(act).unwrap();
+        let bear = format!("bear_into {}", cgroup.display());
+        let pid = parent.ask(&bear).unwrap()[0].parse().unwrap();
+        let mut child = Puppet {
+            child: None,
+            pid,
+            strings: ours,
+        };
+        child.ask("greet").unwrap();
+        (parent, child)
+    }
+
+    /// Has it execute its program anew; it forgets all that it had.
+    pub(crate) fn again(&mut self) {
+        self.ask("again").unwrap();
+        self.ask("greet").unwrap();
     }
 
     /// Waits for the signal that ends the process.
@@ -334,10 +356,10 @@ impl Limbs {
                 Ok(String::new())
             }
             ["socket", family, kind, protocol] => {
-                raw_socket(family, kind, protocol).map(|_closed| String::new())
+                super::net::raw_socket(family, kind, protocol).map(|_closed| String::new())
             }
             ["keepsocket", family, kind, protocol] => {
-                let socket = raw_socket(family, kind, protocol)?;
+                let socket = super::net::raw_socket(family, kind, protocol)?;
                 Ok(self.keep(socket.into()).to_string())
             }
             ["bind", at] => {
@@ -426,6 +448,17 @@ impl Limbs {
                 let pid = child.id();
                 self.borne.push(child);
                 Ok(pid.to_string())
+            }
+            ["bear_into", cgroup] => {
+                let strings = self.strings.take().unwrap();
+                let child = role(strings.try_clone()?);
+                super::task::bear_into(Path::new(cgroup), &child, &strings)
+            }
+            ["again"] => {
+                let mut own = role(rustix::io::dup(rustix::stdio::stdin())?);
+                // Before anything more is asked: what is read ahead here is lost.
+                rustix::io::write(rustix::stdio::stdin(), b"ok\n")?;
+                Err(std::os::unix::process::CommandExt::exec(&mut own))
             }
             ["clone_into", cgroup] => super::task::clone_into(Path::new(cgroup)),
             ["fork"] => super::task::fork_once(),
@@ -560,14 +593,4 @@ fn receive(socket: &Socket) -> io::Result<String> {
         "{from} {}",
         String::from_utf8_lossy(&bytes[..count])
     ))
-}
-
-fn raw_socket(family: &str, kind: &str, protocol: &str) -> io::Result<OwnedFd> {
-    let [family, kind, protocol] =
-        [family, kind, protocol].map(|number| number.parse::<u32>().unwrap());
-    Ok(rustix::net::socket(
-        AddressFamily::from_raw(family as u16),
-        SocketType::from_raw(kind),
-        NonZeroU32::new(protocol).map(rustix::net::Protocol::from_raw),
-    )?)
 }

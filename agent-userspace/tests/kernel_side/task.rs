@@ -6,10 +6,13 @@
     reason = "fork and clone3 have no safe form; each block says what the child does"
 )]
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::Command;
 
 use agent_userspace::enforce::launch::{self, Launch};
 
@@ -57,6 +60,47 @@ pub(crate) fn clone_into(cgroup: &Path) -> io::Result<String> {
             Err(io::ErrorKind::AlreadyExists.into())
         }
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Starts a child right in a cgroup, which executes this command with the strings as its standard input: its pid.
+pub(crate) fn bear_into(cgroup: &Path, command: &Command, strings: &OwnedFd) -> io::Result<String> {
+    let cgroup = File::open(cgroup)?;
+    let text = |text: &OsStr| CString::new(text.as_bytes()).unwrap();
+    let words: Vec<CString> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(text)
+        .collect();
+    let variables: Vec<CString> = std::env::vars_os()
+        .map(|(name, value)| text(&[name, value].join(OsStr::new("="))))
+        .collect();
+    let pointers = |texts: &[CString]| -> Vec<*const libc::c_char> {
+        let all = texts.iter().map(|text| text.as_ptr());
+        all.chain([std::ptr::null()]).collect()
+    };
+    let (words, variables) = (pointers(&words), pointers(&variables));
+    let arguments = CloneArguments {
+        flags: INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..CloneArguments::default()
+    };
+    // SAFETY: a fork; the child makes system calls only, on texts that were made before, and executes or ends.
+    unsafe {
+        let pid = libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of_val(&arguments),
+        );
+        match pid {
+            0 => {
+                libc::dup2(strings.as_raw_fd(), 0);
+                libc::execve(words[0], words.as_ptr(), variables.as_ptr());
+                libc::_exit(1)
+            }
+            1.. => Ok(pid.to_string()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 
