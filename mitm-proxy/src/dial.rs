@@ -156,6 +156,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_dead_ipv6_address_does_not_hold_ipv4_up() {
+        let endpoint: Endpoint = "api.pay.test:443".parse().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let v4 = dialable(&listener.local_addr().unwrap().to_string());
+        // A full backlog: what connects beyond it hears nothing.
+        let full =
+            socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+        full.bind(&"[::1]:0".parse::<SocketAddr>().unwrap().into())
+            .unwrap();
+        full.listen(0).unwrap();
+        let address = full.local_addr().unwrap().as_socket().unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..8 {
+            let connecting = timeout(Duration::from_millis(50), TcpStream::connect(address));
+            waiting.push(connecting.await);
+        }
+        let v6 = dialable(&address.to_string());
+        let patience = Duration::from_secs(60);
+        // Positive control: alone it is waited for.
+        let alone = timeout(HEAD_START * 2, first(&[v6], &endpoint, patience)).await;
+        assert!(alone.is_err(), "{alone:?}");
+        let (address, _) = first(&[v6, v4], &endpoint, patience).await.unwrap();
+        assert_eq!(address, v4);
+    }
+
+    #[tokio::test]
     async fn an_address_that_says_nothing_does_not_hold_the_next_one_up() {
         let endpoint: Endpoint = "api.pay.test:443".parse().unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
