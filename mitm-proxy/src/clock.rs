@@ -16,7 +16,5 @@ pub(crate) fn now() -> Timestamp {
 
 /// 16 bytes from the kernel's generator.
 pub(crate) fn entropy() -> Result<[u8; 16], getrandom::Error> {
-    let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes)?;
-    Ok(bytes)
+    audit::entropy::draw()
 }

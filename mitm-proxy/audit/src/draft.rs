@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use policies::{Answer, Approval, Digest, Permit, Reason, Tenant, Timestamp, Value};
 
+use crate::entropy;
 use crate::error::AuditError;
 use crate::facts::{ApprovalEvent, HostEvent, IntentFacts, Outcome, RefusalFacts, WorkloadFacts};
 use crate::record::{
@@ -34,8 +35,7 @@ pub(crate) fn intent(permit: &Permit, facts: IntentFacts) -> Result<Record, Audi
         ..Record::new(call.agent().tenant.clone(), Kind::Intent, facts.at)
     };
     if let Some(request) = facts.request_digest {
-        let mut salt = [0; 16];
-        getrandom::fill(&mut salt).map_err(AuditError::Entropy)?;
+        let salt = entropy::draw().map_err(AuditError::Entropy)?;
         add_digests(&mut record, salt, Some(request), None);
     }
     Ok(record)
@@ -59,10 +59,9 @@ pub(crate) fn outcome(record: &mut Record, outcome: Outcome) {
     (record.request_frames, record.response_frames) = outcome.frames.unzip();
     record.upstream_us = Some(u64::try_from(outcome.upstream.as_micros()).unwrap_or(u64::MAX));
     record.detail = outcome.detail.and_then(text);
-    let mut salt = [0; 16];
     // Without randomness the outcome is still told; only the digests, which need a salt, are left out.
     if (outcome.request_digest.is_some() || outcome.response_digest.is_some())
-        && getrandom::fill(&mut salt).is_ok()
+        && let Ok(salt) = entropy::draw()
     {
         add_digests(
             record,

@@ -47,6 +47,7 @@
 mod batch;
 mod checkpoint;
 mod draft;
+pub mod entropy;
 mod error;
 mod evidence;
 mod export;
