@@ -24,16 +24,16 @@ async fn raw<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO, bytes: &[u8]) -> St
     // The peer may close while we still write; what it said is read all the same.
     let _ = io.write_all(bytes).await;
     let mut all = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_millis(400), async {
-        let mut part = [0; 4096];
-        while let Ok(length) = io.read(&mut part).await {
-            if length == 0 {
-                break;
-            }
-            all.extend_from_slice(&part[..length]);
+    let mut part = [0; 4096];
+    // The first record of a tenant makes its log, and that waits for the disk a few times.
+    let mut patience = Duration::from_secs(4);
+    while let Ok(Ok(length)) = tokio::time::timeout(patience, io.read(&mut part)).await {
+        if length == 0 {
+            break;
         }
-    })
-    .await;
+        all.extend_from_slice(&part[..length]);
+        patience = Duration::from_millis(400);
+    }
     String::from_utf8_lossy(&all).into_owned()
 }
 

@@ -1,8 +1,8 @@
-//! Records and tree nodes as they lie in the database: those of one commit side by side, in one value.
-//! The writer's transaction fills a `Batch`; queries, export, proofs and recovery read the same values.
+//! Records and tree nodes as they lie in the database: many side by side, in one value.
+//! The writer fills a `Batch`, commit after commit, until the database takes it over; queries, export, proofs and recovery read the values.
 //! INVARIANT: a value holds whole lines of consecutive records, each ended by one LF; its key is the index of the first.
 //!
-//! A B-tree entry per record would cost more than the record: what a commit costs must not grow with its records.
+//! A B-tree entry per record would cost more than the record.
 
 use redb::{ReadableTable, StorageError, Table, TableDefinition};
 use tlog_tiles::tlog::{Error, Hash, HashReader};
@@ -18,8 +18,8 @@ const PIECE: usize = 16 * 1024 - 256;
 
 const HASH: usize = 32;
 
-/// Lines that are being written, and the nodes that are complete with them.
-#[derive(Default)]
+/// Lines that are committed and not in the database yet, and the nodes that are complete with them.
+#[derive(Debug, Default)]
 pub(crate) struct Batch {
     lines: Vec<u8>,
     /// Index of the first record in `lines`.
@@ -30,14 +30,23 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Starts a batch after this many records and nodes.
-    pub(crate) fn after(records: u64, nodes: u64) -> Batch {
-        Batch {
-            lines: Vec::with_capacity(PIECE),
-            first: records,
-            nodes: Vec::with_capacity(2048),
-            place: nodes,
+    /// Starts anew after this many records and nodes.
+    pub(crate) fn begin(&mut self, records: u64, nodes: u64) {
+        // A quiet log keeps no room for a busy one's lines.
+        for bytes in [&mut self.lines, &mut self.nodes] {
+            bytes.clear();
+            bytes.shrink_to(4 * PIECE);
         }
+        (self.first, self.place) = (records, nodes);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// How many bytes of lines there are.
+    pub(crate) fn length(&self) -> usize {
+        self.lines.len()
     }
 
     /// Where the next line is written, and how many bytes stand there already.
@@ -51,21 +60,14 @@ impl Batch {
         self.lines.truncate(start);
     }
 
-    /// The line from `start` on is record `index`: what stood before it is stored if the two together are too long for one value.
-    pub(crate) fn close_line(
-        &mut self,
-        start: usize,
-        index: u64,
-        records: &mut Table<'_, u64, &'static [u8]>,
-    ) -> Result<(), StorageError> {
+    /// The line is whole.
+    pub(crate) fn close_line(&mut self) {
         self.lines.push(b'\n');
-        if start > 0 && self.lines.len() > PIECE {
-            let before = self.lines.get(..start).unwrap_or_default();
-            records.insert(self.first, before)?;
-            self.lines.drain(..start);
-            self.first = index;
-        }
-        Ok(())
+    }
+
+    /// The lines from there on.
+    pub(crate) fn since(&self, start: usize) -> &[u8] {
+        self.lines.get(start..).unwrap_or_default()
     }
 
     /// Adds the next node.
@@ -73,14 +75,20 @@ impl Batch {
         self.nodes.extend_from_slice(&hash.0);
     }
 
-    /// Stores what is left.
-    pub(crate) fn finish(
-        self,
+    /// Stores all of it.
+    pub(crate) fn store(
+        &self,
         records: &mut Table<'_, u64, &'static [u8]>,
         nodes: &mut Table<'_, u64, &'static [u8]>,
     ) -> Result<(), StorageError> {
-        if !self.lines.is_empty() {
-            records.insert(self.first, self.lines.as_slice())?;
+        let (mut index, mut rest) = (self.first, self.lines.as_slice());
+        while let Some((piece, after)) = rest.split_at_checked(piece(rest)) {
+            if piece.is_empty() {
+                break;
+            }
+            records.insert(index, piece)?;
+            index += count_lines(piece);
+            rest = after;
         }
         let mut place = self.place;
         for piece in self.nodes.chunks(PIECE / HASH * HASH) {
@@ -89,6 +97,22 @@ impl Batch {
         }
         Ok(())
     }
+}
+
+/// How many bytes of the lines go into the next value: as many whole lines as fit, and at least one.
+fn piece(lines: &[u8]) -> usize {
+    let Some(fitting) = lines.get(..PIECE) else {
+        return lines.len();
+    };
+    let end = |at: usize| at + 1;
+    let last = fitting.iter().rposition(|byte| *byte == b'\n').map(end);
+    let first = || lines.iter().position(|byte| *byte == b'\n').map(end);
+    last.or_else(first).unwrap_or(lines.len())
+}
+
+fn count_lines(value: &[u8]) -> u64 {
+    let held = value.iter().filter(|byte| **byte == b'\n').count();
+    u64::try_from(held).unwrap_or_default()
 }
 
 /// The records of one value with their indexes, in order.
@@ -123,8 +147,7 @@ pub(crate) fn count(records: &impl ReadableTable<u64, &'static [u8]>) -> Result<
     let Some((first, value)) = records.last()? else {
         return Ok(0);
     };
-    let held = value.value().iter().filter(|byte| **byte == b'\n').count();
-    Ok(first.value() + u64::try_from(held).unwrap_or_default())
+    Ok(first.value() + count_lines(value.value()))
 }
 
 /// Reads tree nodes from an open table.

@@ -1,5 +1,5 @@
 //! Checkpoints: the size and root of a log at one moment, signed (c2sp.org/tlog-checkpoint, c2sp.org/signed-note).
-//! One is stored with every commit, in the same transaction, so that the log can be checked when it is opened.
+//! One is stored with every commit, in one piece with its records, so that the log can be checked when it is opened.
 //! INVARIANT: what `open` returns was signed by the given key for exactly this origin.
 //!
 //! The origin line is `<key name>/<tenant>`: one key signs all logs of a host, each under its own origin.

@@ -106,6 +106,9 @@ pub enum CommitFailure {
     /// The database failed: no space, an I/O error.
     #[error("database: {0}")]
     Database(Box<redb::Error>),
+    /// The journal failed: no space, an I/O error.
+    #[error("journal: {0}")]
+    Journal(std::io::Error),
     /// The log could not be opened again after an earlier failure.
     #[error("reopening: {0}")]
     Reopen(Box<OpenError>),

@@ -8,9 +8,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError};
+use redb::{Builder, DatabaseError};
 
 use crate::error::OpenError;
+use crate::log::Opened;
 
 /// Bytes of pages that redb may keep per log. The writer touches the right edge of its tables only.
 const CACHE: usize = 8 * 1024 * 1024;
@@ -23,36 +24,49 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), OpenError> {
         .map_err(|source| io(dir, source))
 }
 
-/// Opens a log's database, making it where it is not there yet.
+/// Opens a log's database and the journal beside it, making them where they are not there yet.
 ///
 /// redb checks every page of the file now: an altered file is an error here, not a surprise later.
-/// A crash after the file was made leaves an empty file, which is a new log the next time.
-pub(crate) fn open_database(path: &Path) -> Result<Database, OpenError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| io(path, source))?;
-    sync_parent(path)?;
-    FileBackend::new(file)
+/// A crash after the files were made leaves empty files, which are a new log the next time.
+pub(crate) fn open_log(database: &Path) -> Result<Opened, OpenError> {
+    let beside = database.with_extension("journal");
+    let (file, journal) = (open(database)?, open(&beside)?);
+    sync_parent(database)?;
+    let db = FileBackend::new(file)
         .and_then(|backend| {
             Builder::new()
                 .set_cache_size(CACHE)
                 .set_check_integrity_on_open(true)
                 .create_with_backend(backend)
         })
-        .map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => OpenError::Locked {
-                path: path.to_owned(),
-            },
-            other => OpenError::Database {
-                path: path.to_owned(),
-                source: Box::new(other.into()),
-            },
-        })
+        .map_err(|error| unopened(database, error))?;
+    let journal = FileBackend::new(journal).map_err(|error| unopened(&beside, error))?;
+    Ok(Opened {
+        db,
+        journal: Box::new(journal),
+    })
+}
+
+fn open(path: &Path) -> Result<File, OpenError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| io(path, source))
+}
+
+fn unopened(path: &Path, error: DatabaseError) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::Locked { path },
+        other => OpenError::Database {
+            path,
+            source: Box::new(other.into()),
+        },
+    }
 }
 
 /// Writes a small private file whole: a crash leaves the complete file or none under that name.

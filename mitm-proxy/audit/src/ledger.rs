@@ -125,7 +125,7 @@ impl Ledger {
     }
 
     /// Records that a permitted call is about to leave; durable when it returns, but for a read under [`Reads::Grouped`].
-    /// If the permit used an approval, the approval becomes `Used` in the same transaction.
+    /// If the permit used an approval, the approval becomes `Used` in the same commit.
     ///
     /// # Errors
     /// The call must be refused: [`AuditError::reason`] says as what. If the caller goes away while it waits and
@@ -163,7 +163,7 @@ impl Ledger {
             .await
     }
 
-    /// Records what happened to an approval and stores its state, in one transaction.
+    /// Records what happened to an approval and stores its state, in one commit.
     ///
     /// Call it before anybody may act on the new state: what is stored decides whether an intent may use it.
     ///
@@ -355,7 +355,7 @@ impl Inner {
         }
         let path = self.dir.join(format!("{tenant}.redb"));
         let file = path.clone();
-        let opener: Opener = Arc::new(move || files::open_database(&file));
+        let opener: Opener = Arc::new(move || files::open_log(&file));
         let Options {
             queue, on_commit, ..
         } = self.options.clone();

@@ -1,4 +1,4 @@
-//! One log: its database, its queue and its writer thread.
+//! One log: its files, its queue and its writer thread.
 //! `Ledger` keeps one per tenant; `Owed` holds on to the shared half so that an outcome finds its way.
 //! INVARIANT: only the writer thread writes; readers see whole transactions.
 
@@ -9,11 +9,12 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use policies::{Tenant, Timestamp};
-use redb::{Database, ReadTransaction, ReadableDatabase};
+use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend};
 use tokio::sync::oneshot;
 
 use crate::error::{AuditError, OpenError};
 use crate::evidence::{DurablyOwed, Owed, Ticket};
+use crate::journal::Journal;
 use crate::key::LogKey;
 use crate::ledger::OnCommit;
 use crate::queue::{ApprovalWrite, Item, NotQueued, Queue, Reply};
@@ -21,8 +22,14 @@ use crate::record::Record;
 use crate::store::{self, FORMAT, Head, Unusable};
 use crate::writer::Writer;
 
-/// Opens the log's database: once at the start, and again after a failed commit.
-pub(crate) type Opener = Arc<dyn Fn() -> Result<Database, OpenError> + Send + Sync>;
+/// Opens the log's files: once at the start, and again after a failed commit.
+pub(crate) type Opener = Arc<dyn Fn() -> Result<Opened, OpenError> + Send + Sync>;
+
+/// The files of a log.
+pub(crate) struct Opened {
+    pub(crate) db: Database,
+    pub(crate) journal: Box<dyn StorageBackend>,
+}
 
 /// What the callers, the writer and the outcomes to come have in common.
 pub(crate) struct Shared {
@@ -34,11 +41,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Runs `read` on a snapshot: the log as of the last commit.
+    /// Runs `read` on a snapshot: the log as of the last commit, or of a moment since. Never called on the writer's thread.
+    ///
+    /// A log that cannot be written is read as far as the database has it.
     pub(crate) fn read<T>(
         &self,
         read: impl FnOnce(&ReadTransaction) -> Result<T, AuditError>,
     ) -> Result<T, AuditError> {
+        self.queue.fold();
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let db = db.as_ref().ok_or(AuditError::Closed)?;
         read(&db.begin_read().map_err(AuditError::read)?)
@@ -66,9 +76,9 @@ impl Log {
             queue: Queue::new(queue),
             db: RwLock::new(None),
         });
-        let (db, head) = take_up(&opener, &shared, &key, &BTreeSet::new())?;
+        let (db, journal, head) = take_up(&opener, &shared, &key, &BTreeSet::new())?;
         *shared.db.write().unwrap_or_else(PoisonError::into_inner) = Some(db);
-        let writer = Writer::new(shared.clone(), opener, key, on_commit, head);
+        let writer = Writer::new(shared.clone(), opener, key, on_commit, journal, head);
         let writer = std::thread::Builder::new()
             .name(name)
             .spawn(move || writer.run())
@@ -139,28 +149,28 @@ pub(crate) fn take_up(
     shared: &Shared,
     key: &LogKey,
     live: &BTreeSet<u64>,
-) -> Result<(Database, Head), OpenError> {
+) -> Result<(Database, Journal, Head), OpenError> {
     let path = || shared.path.clone();
-    let db = opener()?;
-    let head =
-        store::recover(&db, key, &shared.tenant, live, now()).map_err(
-            |unusable| match unusable {
-                Unusable::Commit(source) => OpenError::Commit {
-                    path: path(),
-                    source,
-                },
-                Unusable::Corrupt(detail) => OpenError::Corrupt {
-                    path: path(),
-                    detail,
-                },
-                Unusable::Format(found) => OpenError::Format {
-                    path: path(),
-                    found,
-                    expected: FORMAT,
-                },
+    let Opened { db, journal } = opener()?;
+    let mut journal = Journal::new(journal);
+    let head = store::recover(&db, &mut journal, key, &shared.tenant, live, now()).map_err(
+        |unusable| match unusable {
+            Unusable::Commit(source) => OpenError::Commit {
+                path: path(),
+                source,
             },
-        )?;
-    Ok((db, head))
+            Unusable::Corrupt(detail) => OpenError::Corrupt {
+                path: path(),
+                detail,
+            },
+            Unusable::Format(found) => OpenError::Format {
+                path: path(),
+                found,
+                expected: FORMAT,
+            },
+        },
+    )?;
+    Ok((db, journal, head))
 }
 
 /// The host's clock. Only records that have no time of their own use it.

@@ -3,6 +3,7 @@
 //! INVARIANT: a full queue refuses new work. An outcome is never refused: its intent was admitted,
 //! and there is at most one outcome per admitted intent, so that their number is bounded too.
 
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub(crate) struct Item {
     pub(crate) reply: Reply,
 }
 
-/// What the record does to the stored approvals, in the same transaction.
+/// What the record does to the stored approvals, in the same commit.
 pub(crate) enum ApprovalWrite {
     None,
     Store(Box<Approval>),
@@ -77,11 +78,21 @@ struct State {
     awaited: usize,
     /// How many of `items` are queued intents.
     queued: usize,
+    /// Who waits for the database to have every commit; hears of it when this is dropped.
+    readers: Vec<Sender<()>>,
     /// The last commit failed: nothing leaves any more while its intent is only queued.
     failing: bool,
     /// The writer sleeps; whoever adds what it should know of wakes it.
     idle: Idle,
     closed: bool,
+}
+
+/// What the writer finds when it looks.
+#[derive(Default)]
+pub(crate) struct Taken {
+    pub(crate) items: Vec<Item>,
+    /// Who waits for the database to have every commit, these items among them.
+    pub(crate) readers: Vec<Sender<()>>,
 }
 
 /// What a sleeping writer is woken for.
@@ -151,6 +162,23 @@ impl Queue {
         self.push_unhurried(state, record, ticket);
     }
 
+    /// Waits until the database has what was committed before this, or cannot have it.
+    pub(crate) fn fold(&self) {
+        let (reader, done) = channel();
+        let mut state = self.lock();
+        if state.closed {
+            return;
+        }
+        state.readers.push(reader);
+        let asleep = std::mem::take(&mut state.idle) != Idle::Awake;
+        drop(state);
+        if asleep {
+            self.ready.notify_one();
+        }
+        // Nothing is ever sent: the writer drops its end.
+        let _ = done.recv();
+    }
+
     /// The writer says how its last commit went.
     pub(crate) fn set_failing(&self, failing: bool) {
         self.lock().failing = failing;
@@ -178,17 +206,17 @@ impl Queue {
     }
 
     /// Everything that waits, or after `patience` nothing; `None` when the queue is closed and empty.
-    pub(crate) fn take(&self, patience: Option<Duration>) -> Option<Vec<Item>> {
+    pub(crate) fn take(&self, patience: Option<Duration>) -> Option<Taken> {
         let mut state = self.lock();
-        while state.items.is_empty() && !state.closed {
+        while state.items.is_empty() && state.readers.is_empty() && !state.closed {
             state.idle = Idle::Empty;
             let late;
             (state, late) = self.sleep(state, patience);
-            if late && state.items.is_empty() && !state.closed {
-                return Some(Vec::new());
+            if late && state.items.is_empty() && state.readers.is_empty() && !state.closed {
+                return Some(Taken::default());
             }
         }
-        if state.awaited == 0 && !state.closed {
+        if state.awaited == 0 && state.readers.is_empty() && !state.closed {
             state.idle = Idle::Unhurried;
             (state, _) = self.sleep(state, Some(UNHURRIED));
         }
@@ -202,11 +230,14 @@ impl Queue {
             }
             state = self.lock();
         }
-        if state.items.is_empty() {
+        if state.items.is_empty() && state.readers.is_empty() {
             return None;
         }
         (state.awaited, state.queued) = (0, 0);
-        Some(std::mem::take(&mut state.items))
+        Some(Taken {
+            items: std::mem::take(&mut state.items),
+            readers: std::mem::take(&mut state.readers),
+        })
     }
 
     /// Sleeps until woken or, if there is a time, until it has passed; then says true.
@@ -239,7 +270,12 @@ impl Queue {
     /// For a writer that ends: closes, and lets every waiting caller know.
     pub(crate) fn abandon(&self) {
         self.close();
-        let items = std::mem::take(&mut self.lock().items);
+        let (items, readers) = {
+            let mut state = self.lock();
+            let items = std::mem::take(&mut state.items);
+            (items, std::mem::take(&mut state.readers))
+        };
+        drop(readers);
         items
             .into_iter()
             .for_each(|item| item.reply.fail(AuditError::Closed));

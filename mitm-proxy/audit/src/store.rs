@@ -1,13 +1,13 @@
-//! The tables of one log and the one transaction that changes them.
-//! The writer calls `commit`; opening a log calls `recover`, which ends in the same `commit`.
+//! One log: its head, the commits that move it, and the tables of the database that takes them over.
+//! The writer calls `commit`, and `fold` now and then; opening a log calls `recover`, which ends in the same `commit`.
 //! INVARIANT: records, tree nodes, open intents, approvals and the signed checkpoint change together or not at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use policies::{Approval, ApprovalState, Digest, Tenant, Timestamp};
+use policies::{Approval, ApprovalId, ApprovalState, Digest, Tenant, Timestamp};
 use redb::{
-    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
-    TableDefinition, TableError, WriteTransaction,
+    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    TableDefinition, TableError,
 };
 use tlog_tiles::tlog::{Hash, HashReader as _, stored_hash_index};
 
@@ -15,10 +15,12 @@ use crate::batch::{self, Batch, NODES, Nodes, RECORDS};
 use crate::checkpoint;
 use crate::draft;
 use crate::error::{AuditError, CommitFailure};
+use crate::journal::{Frame, Journal};
 use crate::key::LogKey;
 use crate::line;
 use crate::queue::{ApprovalWrite, Item, Reply};
 use crate::record::{Kind, MAX_RECORD, Record};
+use crate::replay::{Outline, replay};
 use crate::tree::{self, Frontier, NO_LEAF};
 
 /// Indexes of intents that have no outcome although [`YOUNG`] records came after them.
@@ -28,7 +30,9 @@ const APPROVALS: TableDefinition<&str, &[u8]> = TableDefinition::new("approvals"
 /// `format`, `checkpoint`.
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
-pub(crate) const FORMAT: &str = "sluice-audit-2";
+pub(crate) const FORMAT: &str = "sluice-audit-3";
+/// What an earlier version wrote. It has no journal, and gets one when it is opened.
+const WITHOUT_JOURNAL: &str = "sluice-audit-2";
 
 /// An intent without outcome is looked for among this many records at the end of the log; of an older one, `OPEN` knows.
 /// Most calls are over before that many records follow, and then their intents cost the table nothing.
@@ -42,211 +46,249 @@ const KEEP_APPROVALS: std::time::Duration = std::time::Duration::from_secs(24 * 
 /// Worth nothing after a failed commit: the log is taken up again from what is on disk then.
 #[derive(Debug)]
 pub(crate) struct Head {
-    tree: Frontier,
+    pub(crate) tree: Frontier,
     /// Leaf hash of the last record.
     last: Digest,
     /// Intents without outcome.
     open: BTreeSet<u64>,
     /// Those of `open` below this index are in the table `OPEN`.
     aged: u64,
+    /// What the journal has and the database has not.
+    pub(crate) pending: Pending,
+}
+
+/// Commits that the database is still to take over, all at once.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) batch: Batch,
+    /// Intents of the table `OPEN` that have an outcome now.
+    settled: Vec<u64>,
+    /// Approvals as they are now, where they changed.
+    pub(crate) approvals: BTreeMap<ApprovalId, Approval>,
+    /// The checkpoint after all of this.
+    pub(crate) note: Vec<u8>,
+}
+
+impl Head {
+    fn new(tree: Frontier, last: Digest, open: BTreeSet<u64>, aged: u64) -> Head {
+        let mut pending = Pending::default();
+        let size = tree.size();
+        pending.batch.begin(size, stored_hash_index(0, size));
+        Head {
+            tree,
+            last,
+            open,
+            aged,
+            pending,
+        }
+    }
+
+    /// How many records the log has.
+    pub(crate) fn size(&self) -> u64 {
+        self.tree.size()
+    }
+
+    /// Whether the database has all of them.
+    pub(crate) fn is_folded(&self) -> bool {
+        self.pending.batch.is_empty()
+    }
+
+    /// The record whose line was just closed.
+    pub(crate) fn push(&mut self, leaf: Digest, index: u64, kind: Kind, intent: Option<u64>) {
+        let batch = &mut self.pending.batch;
+        self.tree.grow(leaf, |node| batch.node(node));
+        match (kind, intent) {
+            (Kind::Intent, _) => drop(self.open.insert(index)),
+            (Kind::Outcome, Some(intent)) => {
+                self.open.remove(&intent);
+                if intent < self.aged {
+                    self.pending.settled.push(intent);
+                }
+            }
+            _ => {}
+        }
+        self.last = leaf;
+    }
 }
 
 /// What became of one item of a committed batch: its index; nothing, for an outcome that was there already; or a refusal.
 pub(crate) type Placed = Result<Option<u64>, AuditError>;
 
-/// Appends a batch and signs the new checkpoint, in one durable transaction.
+/// Appends a batch and signs the new checkpoint, in one durable frame of the journal, or with all that is there in one
+/// transaction of the database.
 ///
-/// A crash before the commit leaves the log as it was, and no caller was told otherwise.
-/// A crash or an I/O error *during* the commit leaves either the log as it was or all of the batch. In the latter case
+/// A crash before the end of it leaves the log as it was, and no caller was told otherwise.
+/// A crash or an I/O error *during* it leaves either the log as it was or all of the batch. In the latter case
 /// intents are there that nobody acted on: they are recovered as `unknown`, and an approval they used stays used.
 pub(crate) fn commit(
     db: &Database,
+    journal: &mut Journal,
     key: &LogKey,
     tenant: &Tenant,
     head: &mut Head,
     items: &mut [Item],
 ) -> Result<Vec<Placed>, CommitFailure> {
-    let mut transaction = db.begin_write()?;
-    transaction.set_durability(Durability::Immediate)?;
+    let (first, start) = (head.size(), head.pending.batch.length());
     let mut placed = Vec::with_capacity(items.len());
-    {
-        let new = head.tree.size() == 0;
-        let mut tables = Tables::open(&transaction, head, new)?;
-        for item in items {
-            placed.push(tables.append(head, item)?);
-        }
-        tables.age(head)?;
-        tables.seal(key, tenant, &head.tree, new)?;
+    let mut changed = Vec::new();
+    for item in items {
+        placed.push(append(db, head, item, &mut changed)?);
     }
-    transaction.commit()?;
+    if head.size() == first {
+        return Ok(placed);
+    }
+    seal(key, tenant, head)?;
+    let approvals = match changed.as_slice() {
+        [] => Vec::new(),
+        changed => serde_json::to_vec(changed).map_err(CommitFailure::Serialise)?,
+    };
+    let frame = Frame {
+        first,
+        lines: head.pending.batch.since(start),
+        note: &head.pending.note,
+        approvals: &approvals,
+    };
+    if !journal.append(&frame).map_err(CommitFailure::Journal)? {
+        fold(db, journal, head)?;
+    }
     Ok(placed)
 }
 
-struct Tables<'txn> {
-    transaction: &'txn WriteTransaction,
-    records: Table<'txn, u64, &'static [u8]>,
-    batch: Batch,
-    /// Opened when it is needed, as the next one: most commits change neither.
-    open: Option<Table<'txn, u64, ()>>,
-    approvals: Option<Table<'txn, &'static str, &'static [u8]>>,
+/// The database takes over what the journal has, durably, and the journal begins anew.
+///
+/// A crash in here leaves both as they were, or the journal with what the database has already: it is known by its indexes.
+pub(crate) fn fold(
+    db: &Database,
+    journal: &mut Journal,
+    head: &mut Head,
+) -> Result<(), CommitFailure> {
+    let size = head.size();
+    let young = size.saturating_sub(YOUNG).max(head.aged);
+    let mut transaction = db.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    {
+        let pending = &head.pending;
+        let mut records = transaction.open_table(RECORDS)?;
+        let mut nodes = transaction.open_table(NODES)?;
+        pending.batch.store(&mut records, &mut nodes)?;
+        let mut open = transaction.open_table(OPEN)?;
+        for intent in &pending.settled {
+            open.remove(intent)?;
+        }
+        // Intents that have become old without an outcome go where they are found without reading the log.
+        for intent in head.open.range(head.aged..young) {
+            open.insert(intent, ())?;
+        }
+        let mut approvals = transaction.open_table(APPROVALS)?;
+        for (id, approval) in &pending.approvals {
+            let json = serde_json::to_vec(approval).map_err(CommitFailure::Serialise)?;
+            approvals.insert(id.to_string().as_str(), json.as_slice())?;
+        }
+        let mut meta = transaction.open_table(META)?;
+        meta.insert("format", FORMAT.as_bytes())?;
+        meta.insert("checkpoint", pending.note.as_slice())?;
+    }
+    transaction.commit()?;
+    journal.rewind();
+    head.aged = young;
+    head.pending.settled.clear();
+    head.pending.approvals.clear();
+    head.pending.batch.begin(size, stored_hash_index(0, size));
+    Ok(())
 }
 
-impl<'txn> Tables<'txn> {
-    fn open(
-        transaction: &'txn WriteTransaction,
-        head: &Head,
-        new: bool,
-    ) -> Result<Tables<'txn>, CommitFailure> {
-        let (mut open, mut approvals) = (None, None);
-        if new {
-            open = Some(transaction.open_table(OPEN)?);
-            approvals = Some(transaction.open_table(APPROVALS)?);
-        }
-        let size = head.tree.size();
-        Ok(Tables {
-            transaction,
-            records: transaction.open_table(RECORDS)?,
-            batch: Batch::after(size, stored_hash_index(0, size)),
-            open,
-            approvals,
-        })
+fn seal(key: &LogKey, tenant: &Tenant, head: &mut Head) -> Result<(), CommitFailure> {
+    let root = Hash(head.tree.root().0);
+    head.pending.note =
+        checkpoint::seal(key, tenant.as_str(), head.size(), root).map_err(CommitFailure::Sign)?;
+    Ok(())
+}
+
+/// Appends one record. An inner `Err` refuses this record only and leaves no trace of it.
+fn append(
+    db: &Database,
+    head: &mut Head,
+    item: &mut Item,
+    changed: &mut Vec<Approval>,
+) -> Result<Placed, CommitFailure> {
+    let approval = match approval_after(db, head, &item.approval)? {
+        Ok(approval) => approval,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let record = &mut *item.record;
+    if let (Kind::Intent, Some(approval)) = (record.kind, &approval) {
+        record.answers = draft::answers(&approval.answers);
+    }
+    if let (Kind::Outcome, Reply::Nobody(Some(ticket))) = (record.kind, &item.reply) {
+        // Its intent was written before it, in this batch or an earlier one.
+        record.intent = ticket.index();
+    }
+    if let (Kind::Outcome, Some(intent)) = (record.kind, record.intent)
+        && !head.open.contains(&intent)
+    {
+        // An earlier commit of it was reported as failed and had succeeded after all.
+        return Ok(Ok(None));
     }
 
-    fn aged(&mut self) -> Result<&mut Table<'txn, u64, ()>, CommitFailure> {
-        let table = match self.open.take() {
-            Some(table) => table,
-            None => self.transaction.open_table(OPEN)?,
-        };
-        Ok(self.open.insert(table))
+    let index = head.size();
+    (record.index, record.prev) = (index, head.last);
+    let (lines, start) = head.pending.batch.line();
+    line::write(record, lines).map_err(CommitFailure::Serialise)?;
+    let line = lines.get(start..).unwrap_or_default();
+    let (leaf, length) = (tree::leaf(line), line.len());
+    if length > MAX_RECORD {
+        head.pending.batch.undo(start);
+        return Ok(Err(AuditError::RecordTooLarge(length)));
     }
-
-    fn approvals(
-        &mut self,
-    ) -> Result<&mut Table<'txn, &'static str, &'static [u8]>, CommitFailure> {
-        let table = match self.approvals.take() {
-            Some(table) => table,
-            None => self.transaction.open_table(APPROVALS)?,
-        };
-        Ok(self.approvals.insert(table))
+    head.pending.batch.close_line();
+    head.push(leaf, index, record.kind, record.intent);
+    if let (Kind::Intent, Reply::Nobody(Some(ticket))) = (record.kind, &item.reply) {
+        ticket.place(index);
     }
-
-    /// Appends one record. An inner `Err` refuses this record only and leaves no trace of it.
-    fn append(&mut self, head: &mut Head, item: &mut Item) -> Result<Placed, CommitFailure> {
-        let approval = match self.approval_after(&item.approval)? {
-            Ok(approval) => approval,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        let record = &mut *item.record;
-        if let (Kind::Intent, Some(approval)) = (record.kind, &approval) {
-            record.answers = draft::answers(&approval.answers);
-        }
-        if let (Kind::Outcome, Reply::Nobody(Some(ticket))) = (record.kind, &item.reply) {
-            // Its intent was written before it, in this transaction or an earlier one.
-            record.intent = ticket.index();
-        }
-        if let (Kind::Outcome, Some(intent)) = (record.kind, record.intent)
-            && !head.open.contains(&intent)
-        {
-            // An earlier commit of it was reported as failed and had succeeded after all.
-            return Ok(Ok(None));
-        }
-
-        let index = head.tree.size();
-        (record.index, record.prev) = (index, head.last);
-        let (lines, start) = self.batch.line();
-        line::write(record, lines).map_err(CommitFailure::Serialise)?;
-        let line = lines.get(start..).unwrap_or_default();
-        let (leaf, length) = (tree::leaf(line), line.len());
-        if length > MAX_RECORD {
-            self.batch.undo(start);
-            return Ok(Err(AuditError::RecordTooLarge(length)));
-        }
-        self.batch.close_line(start, index, &mut self.records)?;
-        let batch = &mut self.batch;
-        head.tree.grow(leaf, |node| batch.node(node));
-        if let (Kind::Intent, Reply::Nobody(Some(ticket))) = (record.kind, &item.reply) {
-            ticket.place(index);
-        }
-        match (record.kind, record.intent) {
-            (Kind::Intent, _) => drop(head.open.insert(index)),
-            (Kind::Outcome, Some(intent)) => {
-                head.open.remove(&intent);
-                if intent < head.aged {
-                    self.aged()?.remove(intent)?;
-                }
-            }
-            _ => {}
-        }
-        if let Some(approval) = approval {
-            let json = serde_json::to_vec(&approval).map_err(CommitFailure::Serialise)?;
-            self.approvals()?
-                .insert(approval.id.to_string().as_str(), json.as_slice())?;
-        }
-        head.last = leaf;
-        Ok(Ok(Some(index)))
+    if let Some(approval) = approval {
+        changed.push(approval.clone());
+        head.pending.approvals.insert(approval.id, approval);
     }
+    Ok(Ok(Some(index)))
+}
 
-    /// The approval as it must be stored with the record; refused where the stored one is closed.
-    ///
-    /// INVARIANT: this is the durable half of "used once": a closed approval never opens again, whatever memory says.
-    fn approval_after(
-        &mut self,
-        write: &ApprovalWrite,
-    ) -> Result<Result<Option<Approval>, AuditError>, CommitFailure> {
-        let id = match write {
-            ApprovalWrite::None => return Ok(Ok(None)),
-            ApprovalWrite::Store(approval) => approval.id,
-            ApprovalWrite::Use(id) => *id,
-        };
-        let stored = self.approvals()?.get(id.to_string().as_str())?;
-        let stored: Option<Approval> = stored
-            .map(|json| serde_json::from_slice(json.value()))
-            .transpose()
-            .map_err(CommitFailure::Serialise)?;
-        Ok(match (write, stored) {
-            (ApprovalWrite::Store(new), None) => Ok(Some((**new).clone())),
-            (ApprovalWrite::Store(new), Some(old)) if is_open(&old) => Ok(Some((**new).clone())),
-            (ApprovalWrite::Use(_), Some(old)) if old.state == ApprovalState::Approved => {
-                Ok(Some(Approval {
-                    state: ApprovalState::Used,
-                    ..old
-                }))
-            }
-            _ => Err(AuditError::ApprovalSpent(id)),
-        })
-    }
-
-    /// Intents that have become old without an outcome go where they are found without reading the log.
-    fn age(&mut self, head: &mut Head) -> Result<(), CommitFailure> {
-        let young = head.tree.size().saturating_sub(YOUNG);
-        if young > head.aged {
-            for intent in head.open.range(head.aged..young) {
-                self.aged()?.insert(intent, ())?;
-            }
-            head.aged = young;
+/// The approval as it must be stored with the record; refused where the stored one is closed.
+///
+/// INVARIANT: this is the durable half of "used once": a closed approval never opens again, whatever memory says.
+fn approval_after(
+    db: &Database,
+    head: &Head,
+    write: &ApprovalWrite,
+) -> Result<Result<Option<Approval>, AuditError>, CommitFailure> {
+    let id = match write {
+        ApprovalWrite::None => return Ok(Ok(None)),
+        ApprovalWrite::Store(approval) => approval.id,
+        ApprovalWrite::Use(id) => *id,
+    };
+    let stored = match head.pending.approvals.get(&id) {
+        Some(approval) => Some(approval.clone()),
+        None => stored_approval(db, id)?,
+    };
+    Ok(match (write, stored) {
+        (ApprovalWrite::Store(new), None) => Ok(Some((**new).clone())),
+        (ApprovalWrite::Store(new), Some(old)) if is_open(&old) => Ok(Some((**new).clone())),
+        (ApprovalWrite::Use(_), Some(old)) if old.state == ApprovalState::Approved => {
+            Ok(Some(Approval {
+                state: ApprovalState::Used,
+                ..old
+            }))
         }
-        Ok(())
-    }
+        _ => Err(AuditError::ApprovalSpent(id)),
+    })
+}
 
-    fn seal(
-        mut self,
-        key: &LogKey,
-        tenant: &Tenant,
-        tree: &Frontier,
-        new: bool,
-    ) -> Result<(), CommitFailure> {
-        let mut nodes = self.transaction.open_table(NODES)?;
-        self.batch.finish(&mut self.records, &mut nodes)?;
-        let root = Hash(tree.root().0);
-        let note = checkpoint::seal(key, tenant.as_str(), tree.size(), root)
-            .map_err(CommitFailure::Sign)?;
-        let mut meta = self.transaction.open_table(META)?;
-        if new {
-            meta.insert("format", FORMAT.as_bytes())?;
-        }
-        meta.insert("checkpoint", note.as_slice())?;
-        Ok(())
-    }
+fn stored_approval(db: &Database, id: ApprovalId) -> Result<Option<Approval>, CommitFailure> {
+    let approvals = db.begin_read()?.open_table(APPROVALS)?;
+    let stored = approvals.get(id.to_string().as_str())?;
+    stored
+        .map(|json| serde_json::from_slice(json.value()))
+        .transpose()
+        .map_err(CommitFailure::Serialise)
 }
 
 fn is_open(approval: &Approval) -> bool {
@@ -275,22 +317,35 @@ impl<E: Into<CommitFailure>> From<E> for Unusable {
 /// A crash in here leaves the intents open; the next start comes here again.
 pub(crate) fn recover(
     db: &Database,
+    journal: &mut Journal,
     key: &LogKey,
     tenant: &Tenant,
     live: &BTreeSet<u64>,
     now: Timestamp,
 ) -> Result<Head, Unusable> {
-    let snapshot = db.begin_read().map_err(CommitFailure::from)?;
-    let Some(mut head) = check(&snapshot, key, tenant)? else {
-        let mut empty = Head {
-            tree: Frontier::default(),
-            last: NO_LEAF,
-            open: BTreeSet::new(),
-            aged: 0,
-        };
-        commit(db, key, tenant, &mut empty, &mut [])?;
-        return Ok(empty);
+    let found = check(&db.begin_read().map_err(CommitFailure::from)?, key, tenant)?;
+    let there = journal.is_there().map_err(CommitFailure::Journal)?;
+    let journaled = found.as_ref().is_some_and(|(_, journaled)| *journaled);
+    if journaled && !there {
+        return Err(Unusable::Corrupt("its journal is missing"));
+    }
+    let mut head = match found {
+        Some((head, _)) => head,
+        None => {
+            let mut empty = Head::new(Frontier::default(), NO_LEAF, BTreeSet::new(), 0);
+            seal(key, tenant, &mut empty)?;
+            empty
+        }
     };
+    // On disk before the database says that there is one.
+    journal.prepare().map_err(CommitFailure::Journal)?;
+    let bytes = journal.read().map_err(CommitFailure::Journal)?;
+    if replay(&bytes, &mut head, key, tenant)? || !journaled {
+        fold(db, journal, &mut head)?;
+    }
+    drop(bytes);
+
+    let snapshot = db.begin_read().map_err(CommitFailure::from)?;
     let mut unknown = unfinished(&snapshot, &head.open, live, now)?;
     let stale = stale_approvals(&snapshot, now)?;
     drop(snapshot);
@@ -301,16 +356,16 @@ pub(crate) fn recover(
         return Ok(head);
     }
     tracing::warn!(%tenant, calls = unknown.len(), "calls without an outcome: recorded as unknown");
-    commit(db, key, tenant, &mut head, &mut unknown)?;
+    commit(db, journal, key, tenant, &mut head, &mut unknown)?;
     Ok(head)
 }
 
-/// `None` for a log that nothing was ever written to.
+/// Where the database ends, and whether there is a journal beside it. `None` for a log that nothing was ever written to.
 fn check(
     snapshot: &ReadTransaction,
     key: &LogKey,
     tenant: &Tenant,
-) -> Result<Option<Head>, Unusable> {
+) -> Result<Option<(Head, bool)>, Unusable> {
     let meta = match snapshot.open_table(META) {
         Ok(meta) => meta,
         Err(TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -318,7 +373,8 @@ fn check(
     };
     let format = meta.get("format").map_err(CommitFailure::from)?;
     let format = format.ok_or(Unusable::Corrupt("the format is missing"))?;
-    if format.value() != FORMAT.as_bytes() {
+    let journaled = format.value() == FORMAT.as_bytes();
+    if !journaled && format.value() != WITHOUT_JOURNAL.as_bytes() {
         return Err(Unusable::Format(
             String::from_utf8_lossy(format.value()).into_owned(),
         ));
@@ -350,12 +406,9 @@ fn check(
     let last = last_leaf(&records, &nodes, signed.size)?;
     let aged = signed.size.saturating_sub(YOUNG);
     let open = open_intents(snapshot, &records, aged)?;
-    Ok(Some(Head {
-        tree,
-        last,
-        open,
-        aged,
-    }))
+    let mut head = Head::new(tree, last, open, aged);
+    head.pending.note = note.value().to_vec();
+    Ok(Some((head, journaled)))
 }
 
 /// The intents without outcome: those that the table knows, and those among the records from `aged` on.
@@ -364,14 +417,6 @@ fn open_intents(
     records: &ReadOnlyTable<u64, &'static [u8]>,
     aged: u64,
 ) -> Result<BTreeSet<u64>, Unusable> {
-    /// As much of a record as is needed here.
-    #[derive(serde::Deserialize)]
-    struct Outline {
-        kind: Kind,
-        #[serde(default)]
-        intent: Option<u64>,
-    }
-
     let table = snapshot.open_table(OPEN).map_err(CommitFailure::from)?;
     let mut open = BTreeSet::new();
     for entry in table.iter().map_err(CommitFailure::from)? {

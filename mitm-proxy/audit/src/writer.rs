@@ -1,6 +1,6 @@
-//! The one thread that writes a log: takes what waits, commits it as one transaction, tells the callers.
+//! The one thread that writes a log: takes what waits, commits it in one piece, tells the callers.
 //! It commits again as soon as the previous commit has finished; under load batches grow by themselves.
-//! INVARIANT: a caller hears `Ok` only after the transaction that holds its record is durable.
+//! INVARIANT: a caller hears `Ok` only after the commit that holds its record is durable.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{AuditError, CommitFailure, OpenError};
 use crate::evidence::DurablyOwed;
+use crate::journal::Journal;
 use crate::key::LogKey;
 use crate::ledger::{CommitStats, OnCommit};
 use crate::log::{self, Opener, Shared};
@@ -24,6 +25,8 @@ pub(crate) struct Writer {
     pub(crate) key: Arc<LogKey>,
     pub(crate) on_commit: OnCommit,
     pub(crate) head: Head,
+    /// `None` while the writer tries to open the files again.
+    journal: Option<Journal>,
     /// Intents of calls under way in this process.
     live: BTreeSet<u64>,
     /// Outcomes and queued intents that a failed commit could not write. The outcomes' intents are in `live`, or here before them.
@@ -38,6 +41,7 @@ impl Writer {
         opener: Opener,
         key: Arc<LogKey>,
         on_commit: OnCommit,
+        journal: Journal,
         head: Head,
     ) -> Writer {
         let (live, retained) = (BTreeSet::new(), Vec::new());
@@ -47,6 +51,7 @@ impl Writer {
             key,
             on_commit,
             head,
+            journal: Some(journal),
             live,
             retained,
             broken: false,
@@ -57,17 +62,52 @@ impl Writer {
     pub(crate) fn run(mut self) {
         let _ended = Ended(self.shared.clone());
         loop {
-            let patience = (!self.retained.is_empty()).then_some(RETRY);
-            let Some(waiting) = self.shared.queue.take(patience) else {
+            let quiet = self.retained.is_empty() && self.head.is_folded();
+            let Some(taken) = self.shared.queue.take((!quiet).then_some(RETRY)) else {
                 break;
             };
             let mut items = std::mem::take(&mut self.retained);
-            items.extend(waiting);
-            self.write(items);
+            items.extend(taken.items);
+            // Nothing for a while: what the journal has goes into the database when nobody waits for it.
+            let idle = items.is_empty();
+            if !idle {
+                self.write(items);
+            }
+            if idle || !taken.readers.is_empty() {
+                self.fold();
+            }
         }
         if !self.retained.is_empty() {
             let items = std::mem::take(&mut self.retained);
             self.write(items);
+        }
+        self.fold();
+    }
+
+    /// The database takes over what the journal has. What cannot be done now is done at the next try, or at the next start.
+    fn fold(&mut self) {
+        let folded = if self.broken {
+            self.reopen()
+                .map_err(|error| CommitFailure::Reopen(Box::new(error)))
+        } else {
+            self.fold_into_database()
+        };
+        if let Err(error) = &folded {
+            tracing::error!(tenant = %self.shared.tenant, %error, "the audit log's journal cannot be taken over");
+        }
+        self.broken = folded.is_err();
+        self.shared.queue.set_failing(folded.is_err());
+    }
+
+    fn fold_into_database(&mut self) -> Result<(), CommitFailure> {
+        if self.head.is_folded() {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let db = shared.db.read().unwrap_or_else(PoisonError::into_inner);
+        match (db.as_ref(), &mut self.journal) {
+            (Some(db), Some(journal)) => store::fold(db, journal, &mut self.head),
+            _ => Err(redb::Error::DatabaseClosed.into()),
         }
     }
 
@@ -104,10 +144,17 @@ impl Writer {
         }
         let shared = self.shared.clone();
         let db = shared.db.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(db) = db.as_ref() else {
+        let (Some(db), Some(journal)) = (db.as_ref(), &mut self.journal) else {
             return Err(redb::Error::DatabaseClosed.into());
         };
-        store::commit(db, &self.key, &shared.tenant, &mut self.head, items)
+        store::commit(
+            db,
+            journal,
+            &self.key,
+            &shared.tenant,
+            &mut self.head,
+            items,
+        )
     }
 
     /// Takes the log up again from what is on disk, as after a restart, but for the calls that are still under way.
@@ -117,9 +164,11 @@ impl Writer {
             .db
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        *db = None;
-        let (opened, head) = log::take_up(&self.opener, &self.shared, &self.key, &self.live)?;
-        (*db, self.head, self.broken) = (Some(opened), head, false);
+        (*db, self.journal) = (None, None);
+        let (opened, journal, head) =
+            log::take_up(&self.opener, &self.shared, &self.key, &self.live)?;
+        (*db, self.journal) = (Some(opened), Some(journal));
+        (self.head, self.broken) = (head, false);
         tracing::info!(tenant = %self.shared.tenant, "the audit log is writable again");
         Ok(())
     }

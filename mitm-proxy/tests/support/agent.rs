@@ -52,7 +52,7 @@ impl World {
         socket.send_to(bytes, self.dns_udp).await.unwrap();
         let mut answer = vec![0; 4096];
         let received = tokio::time::timeout(
-            std::time::Duration::from_millis(500),
+            std::time::Duration::from_secs(2),
             socket.recv_from(&mut answer),
         )
         .await;

@@ -32,6 +32,8 @@ struct Platter {
     disk: Disk,
 }
 
+mod journal;
+
 #[derive(Clone, Debug)]
 struct Backend(Arc<Mutex<Platter>>);
 
@@ -108,6 +110,8 @@ impl StorageBackend for Backend {
 
 struct Bench {
     backend: Backend,
+    /// Under the journal; on the same disk.
+    journal: Backend,
     key: Arc<LogKey>,
     log: Option<Log>,
     _dir: tempfile::TempDir,
@@ -119,6 +123,7 @@ impl Bench {
         let key = LogKey::load(&dir.path().join("checkpoint.key"), "test", true).unwrap();
         let mut bench = Bench {
             backend: Backend::new(),
+            journal: Backend::new(),
             key: Arc::new(key),
             log: None,
             _dir: dir,
@@ -127,16 +132,24 @@ impl Bench {
         bench
     }
 
+    /// Another one with the same key.
+    fn new_with(other: &Bench) -> Bench {
+        let mut bench = Bench::new();
+        bench.key = other.key.clone();
+        bench
+    }
+
     fn reopen(&mut self) -> Result<(), OpenError> {
         self.log = None;
-        let backend = self.backend.clone();
+        let (backend, journal) = (self.backend.clone(), self.journal.clone());
         let opener: Opener = Arc::new(move || {
-            Builder::new()
-                .create_with_backend(backend.clone())
-                .map_err(|error| OpenError::Database {
-                    path: "test".into(),
-                    source: Box::new(error.into()),
-                })
+            let db = Builder::new().create_with_backend(backend.clone());
+            let db = db.map_err(|error| OpenError::Database {
+                path: "test".into(),
+                source: Box::new(error.into()),
+            })?;
+            let journal = Box::new(journal.clone());
+            Ok(Opened { db, journal })
         });
         let tenant = "acme".parse().unwrap();
         let on_commit: OnCommit = Arc::new(|_| {});
@@ -149,6 +162,11 @@ impl Bench {
             on_commit,
         )?);
         Ok(())
+    }
+
+    fn set(&self, disk: Disk) {
+        self.backend.set(disk);
+        self.journal.set(disk);
     }
 
     fn log(&self) -> &Log {
@@ -231,7 +249,7 @@ async fn a_failing_disk_refuses_and_loses_nothing() {
         let mut bench = Bench::new();
         // Positive control: on a healthy disk the same record is written.
         assert_eq!(bench.refusal("before").await.unwrap(), 0, "{disk:?}");
-        bench.backend.set(disk);
+        bench.set(disk);
         for _ in 0..3 {
             let refused = bench.intent("during").await;
             assert!(
@@ -240,7 +258,7 @@ async fn a_failing_disk_refuses_and_loses_nothing() {
             );
         }
         // The process dies here; the next one finds a disk that works again.
-        bench.backend.set(Disk::Healthy);
+        bench.set(Disk::Healthy);
         bench.reopen().unwrap();
         bench.refusal("after").await.unwrap();
         bench.verify();
@@ -260,9 +278,9 @@ async fn a_disk_that_recovers_is_used_again_without_a_restart() {
     for disk in FAILING {
         let bench = Bench::new();
         bench.refusal("before").await.unwrap();
-        bench.backend.set(disk);
+        bench.set(disk);
         assert!(bench.intent("during").await.is_err(), "{disk:?}");
-        bench.backend.set(Disk::Healthy);
+        bench.set(Disk::Healthy);
         bench
             .refusal("after")
             .await
@@ -289,9 +307,9 @@ async fn a_disk_that_fails_at_any_write_leaves_all_or_nothing() {
         for _ in 0..4 {
             bench.refusal("before").await.unwrap();
         }
-        bench.backend.set(Disk::FailsAfter(writes));
+        bench.set(Disk::FailsAfter(writes));
         let told = bench.refusal("during").await;
-        bench.backend.set(Disk::Healthy);
+        bench.set(Disk::Healthy);
         bench
             .reopen()
             .unwrap_or_else(|error| panic!("write {writes}: {error}"));
@@ -314,13 +332,13 @@ async fn a_disk_that_fails_at_any_write_leaves_all_or_nothing() {
 async fn an_outcome_outlives_a_full_disk() {
     let bench = Bench::new();
     let owed = bench.intent("call").await.unwrap();
-    bench.backend.set(Disk::Full);
+    bench.set(Disk::Full);
     owed.settle(Outcome {
         status: Some(200),
         ..Outcome::new(Timestamp::from_millis(1))
     });
     assert!(bench.refusal("during").await.is_err());
-    bench.backend.set(Disk::Healthy);
+    bench.set(Disk::Healthy);
     // Nobody asks for anything: the writer tries again by itself.
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     loop {
@@ -351,7 +369,7 @@ async fn a_queued_intent_outlives_a_full_disk_and_the_next_one_waits() {
             .log()
             .queued_intent(Bench::draft(Kind::Intent, detail))
     };
-    bench.backend.set(Disk::Full);
+    bench.set(Disk::Full);
     let Ok(owed) = queue("queued") else {
         panic!("the log was well")
     };
@@ -362,7 +380,7 @@ async fn a_queued_intent_outlives_a_full_disk_and_the_next_one_waits() {
     assert!(bench.refusal("during").await.is_err());
     // Positive control of the refusal: a log that is not well lets no further call go on a queued intent.
     assert!(matches!(queue("next"), Err(NotQueued::MustWait(_))));
-    bench.backend.set(Disk::Healthy);
+    bench.set(Disk::Healthy);
     bench.refusal("after").await.unwrap();
     assert!(queue("last").is_ok());
     bench.refusal("end").await.unwrap();
@@ -382,9 +400,9 @@ async fn a_queued_intent_outlives_a_full_disk_and_the_next_one_waits() {
 async fn a_call_under_way_is_not_taken_for_lost_when_the_log_is_reopened() {
     let bench = Bench::new();
     let owed = bench.intent("under way").await.unwrap();
-    bench.backend.set(Disk::Full);
+    bench.set(Disk::Full);
     assert!(bench.refusal("during").await.is_err());
-    bench.backend.set(Disk::Healthy);
+    bench.set(Disk::Healthy);
     bench.refusal("after").await.unwrap();
     owed.settle(Outcome::new(Timestamp::from_millis(1)));
     bench.refusal("last").await.unwrap();
@@ -491,7 +509,7 @@ async fn a_log_that_cannot_be_written_at_the_start_is_not_opened() {
     let mut bench = Bench::new();
     bench.log = None;
     bench.backend = Backend::new();
-    bench.backend.set(Disk::Full);
+    bench.set(Disk::Full);
     let refused = bench.reopen();
     assert!(matches!(
         refused,
