@@ -51,6 +51,12 @@ impl Authority {
         &self.pem
     }
 
+    /// Its private key, PEM: for what signs leaves by itself.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A leaf for these names.
     ///
     /// # Errors

@@ -126,6 +126,7 @@ fn the_load_generator_counts_what_the_vendor_answered() {
         .unwrap();
     for mode in [Mode::Connections, Mode::Requests] {
         let load = Load {
+            tunnel: None,
             mode,
             name: "api.stripe.com".into(),
             address: Some(vendors.upstream.address()),
@@ -147,6 +148,7 @@ fn the_load_generator_counts_what_the_vendor_answered() {
 fn the_load_generator_does_not_count_a_refusal() {
     let vendors = vendors();
     let load = Load {
+        tunnel: None,
         mode: Mode::Requests,
         name: "api.stripe.com".into(),
         address: Some(vendors.upstream.address()),

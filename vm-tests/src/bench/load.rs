@@ -26,6 +26,8 @@ pub enum Mode {
     Events,
     /// Connections that made one request and stay open.
     Idle,
+    /// The same, ten times as many.
+    IdleMany,
     /// One request every 5 ms on one connection: what a call waits where there is room.
     Latency,
     /// Requests over connections that stay open.
@@ -37,12 +39,16 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// The name of `Requests` on the command line.
+    pub(super) const REQUESTS: &'static str = "requests";
+
     /// How many loops run beside each other, where nothing else is asked for.
     fn loops(self) -> usize {
         match self {
             Self::Connections | Self::Requests | Self::RequestsH2 => 32,
             Self::Download | Self::Events | Self::Latency | Self::Upload => 1,
             Self::Idle => 1_000,
+            Self::IdleMany => 10_000,
         }
     }
 
@@ -57,6 +63,9 @@ impl Mode {
     }
 }
 
+/// For one request: a system that stalls has failed, and does not keep the others waiting.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// One run of the generator.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Load {
@@ -69,6 +78,9 @@ pub struct Load {
     /// Connect here, whatever the name resolves to
     #[arg(long)]
     pub address: Option<std::net::SocketAddr>,
+    /// Whoever is at the address is asked to CONNECT to this port of the name
+    #[arg(long)]
+    pub tunnel: Option<u16>,
     /// The path to ask for; each mode has its own
     #[arg(long)]
     pub path: Option<String>,
@@ -123,12 +135,13 @@ impl Counted {
 /// # Errors
 /// If the roots cannot be read or nothing can be reached at all.
 pub fn run(load: &Load) -> Result<()> {
+    super::many_files()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let measured = runtime.block_on(async {
         match load.mode {
-            Mode::Idle => idle(load).await,
+            Mode::Idle | Mode::IdleMany => idle(load).await,
             _ => measure(load).await,
         }
     })?;
@@ -228,7 +241,10 @@ async fn repeat(
             let bytes = target.ask(&mut sender, mode).await?;
             Ok((sender, bytes))
         };
-        let result = asked.await;
+        let result = match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(result) => result,
+            Err(_) => Err(anyhow::anyhow!("no answer in {} s", PATIENCE.as_secs())),
+        };
         let done = Instant::now();
         {
             let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);

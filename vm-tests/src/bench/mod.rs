@@ -3,6 +3,8 @@
 //! Invariant: a round with errors is reported as such; the report names the machine, the build and the method.
 
 mod far;
+mod growth;
+mod intercepting;
 mod kernel;
 pub mod load;
 mod peers;
@@ -42,9 +44,13 @@ const PLAIN: &str = "bench.example.com";
 const H2: &str = "h2.example.com";
 
 /// Measurements that are not rounds of the load generator, by the name of their member in the JSON. Each has what it needs of its
-/// own, and runs after the rounds, when nothing else does; told whether it is to be quick.
-const FURTHER: &[(&str, Further)] = &[("disable", switch::measure), ("kernel", kernel::measure)];
-type Further = fn(bool) -> Result<Found>;
+/// own, and runs after the rounds, when nothing else does.
+const FURTHER: &[(&str, Further)] = &[
+    ("disable", |bench| switch::measure(bench.quick)),
+    ("growth", growth::measure),
+    ("kernel", |bench| kernel::measure(bench.quick)),
+];
+type Further = fn(&Bench) -> Result<Found>;
 
 /// What such a measurement found.
 struct Found {
@@ -71,7 +77,7 @@ fn only(name: &str) -> Result<Only, String> {
 /// How the benchmark is run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Bench {
-    /// Short rounds, without haproxy and the large installation
+    /// Short rounds, without haproxy, the large installation and 10,000 connections
     #[arg(long)]
     quick: bool,
     /// Only these measurements
@@ -80,6 +86,9 @@ pub struct Bench {
     /// Only these systems, by the names of the table
     #[arg(long)]
     systems: Vec<String>,
+    /// To how many records `growth` lets a log grow; a tenth of a million in a quick run and a million in a long one, where none is given
+    #[arg(long)]
+    records: Option<u64>,
     /// Where the numbers go, as JSON; the plot lies beside it
     #[arg(long)]
     out: PathBuf,
@@ -91,6 +100,7 @@ pub struct Bench {
 /// If a system does not start or does not answer.
 pub fn run(bench: &Bench) -> Result<()> {
     let _removed = leftovers::clean();
+    many_files()?;
     let rounds = if bench.quick { 3 } else { 5 };
     let mut report = Report::new(rounds, bench.quick, false)?;
     if !modes(bench).is_empty() {
@@ -98,7 +108,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     }
     let mut words = Vec::new();
     for (name, further) in further(bench) {
-        let found = further(bench.quick).with_context(|| format!("measuring {name}"))?;
+        let found = further(bench).with_context(|| format!("measuring {name}"))?;
         report.further.insert(name, found.json);
         words.push(found.text);
     }
@@ -126,7 +136,7 @@ fn compete(bench: &Bench, rounds: u32, report: &mut Report) -> Result<()> {
     for round in 0..rounds {
         for mode in modes(bench) {
             // What was freed is not given back: only the first time shows how much a connection needs.
-            if mode == Mode::Idle && round > 0 {
+            if matches!(mode, Mode::Idle | Mode::IdleMany) && round > 0 {
                 continue;
             }
             for system in field.systems() {
@@ -160,7 +170,7 @@ fn modes(bench: &Bench) -> Vec<Mode> {
         });
         return load.collect();
     }
-    vec![
+    let mut all = vec![
         Mode::Requests,
         Mode::Connections,
         Mode::Latency,
@@ -169,7 +179,11 @@ fn modes(bench: &Bench) -> Vec<Mode> {
         Mode::Upload,
         Mode::Events,
         Mode::Idle,
-    ]
+    ];
+    if !bench.quick {
+        all.push(Mode::IdleMany);
+    }
+    all
 }
 
 /// How long one round of this takes.
@@ -258,7 +272,9 @@ impl Field {
         let name = match mode {
             Mode::RequestsH2 => H2,
             Mode::Download | Mode::Events | Mode::Upload => PLAIN,
-            Mode::Connections | Mode::Idle | Mode::Latency | Mode::Requests => VENDOR,
+            Mode::Connections | Mode::Idle | Mode::IdleMany | Mode::Latency | Mode::Requests => {
+                VENDOR
+            }
         };
         let mut arguments = vec![
             "load".to_owned(),
@@ -277,6 +293,9 @@ impl Field {
                 if mode == Mode::RequestsH2 && !peer.speaks_h2() {
                     return Ok(None);
                 }
+                if let Some(port) = peer.tunnel() {
+                    arguments.extend(["--tunnel".to_owned(), port.to_string()]);
+                }
                 (
                     Some(peer.pid()),
                     self.outside(&mut arguments, peer.address)?,
@@ -292,10 +311,10 @@ impl Field {
             }
         };
         let patience = Duration::from_secs(60);
-        if mode == Mode::Idle {
+        if matches!(mode, Mode::Idle | Mode::IdleMany) {
             let Some(pid) = pid else { return Ok(None) };
             let (measured, kib) = idle(&mut command, pid)?;
-            return Ok(Some(Round::idle(system, measured, kib)));
+            return Ok(Some(Round::idle(system, mode, measured, kib)));
         }
         let before = pid.map(cpu_time).transpose()?;
         let output = output::run(&mut command, patience)?.ok()?;
@@ -353,6 +372,14 @@ fn idle(command: &mut Command, pid: u32) -> Result<(Measured, f64)> {
     child.wait()?;
     let grown = after.saturating_sub(before) as f64;
     Ok((measured.clone(), grown / measured.requests.max(1) as f64))
+}
+
+/// As many open files as may be: ten thousand connections are as many, or twice.
+fn many_files() -> Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("cannot raise the number of open files")
 }
 
 /// This thread, and what it starts from now on, runs on that CPU; where there is only one, anywhere.

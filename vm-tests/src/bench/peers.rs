@@ -1,5 +1,5 @@
-//! What Sluice is compared with: a TCP relay of our own, and nginx and haproxy as TLS-to-TLS reverse proxies.
-//! The two verify upstream's certificate, add a header as Sluice adds a credential, and keep connections upstream.
+//! What Sluice is compared with: a TCP relay of our own, nginx and haproxy as TLS-to-TLS reverse proxies, and squid, which intercepts TLS.
+//! All but the relay verify upstream's certificate, add a header as Sluice adds a credential, and keep connections upstream where they can.
 //! Invariant: each runs in a directory of its own and ends with its value; what is not installed is left out and said.
 
 use std::fs;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::report::System;
-use super::{PLAIN, VENDOR, relay};
+use super::{PLAIN, VENDOR, intercepting, relay};
 use crate::instance::{PATIENCE, free_port};
 use crate::pki::Authority;
 
@@ -20,6 +20,8 @@ pub(super) struct Peer {
     running: Running,
     pub(super) address: SocketAddr,
     h2: bool,
+    /// Where it is asked to connect to, by those that intercept.
+    tunnel: Option<u16>,
 }
 
 enum Running {
@@ -31,10 +33,11 @@ enum Running {
 pub(super) type Start = fn(&Path, &Authority, SocketAddr) -> Result<Option<Peer>>;
 
 /// Every peer, by its name in the table.
-pub(super) const ALL: [(System, Start); 3] = [
+pub(super) const ALL: [(System, Start); 4] = [
     (System::Relay, start_relay),
     (System::Nginx, start_nginx),
     (System::Haproxy, start_haproxy),
+    (System::Squid, intercepting::start_squid),
 ];
 
 impl Peer {
@@ -43,6 +46,18 @@ impl Peer {
             Running::Relay(relay) => relay.pid(),
             Running::Server(child) => child.id(),
         }
+    }
+
+    /// It intercepts what it is asked to connect to at this port, and speaks HTTP/1.1 alone.
+    pub(super) fn intercepting(mut self, port: u16) -> Self {
+        self.h2 = false;
+        self.tunnel = Some(port);
+        self
+    }
+
+    /// The port that it is asked to connect to, where it is asked.
+    pub(super) fn tunnel(&self) -> Option<u16> {
+        self.tunnel
     }
 
     /// Whether its clients can speak HTTP/2 to it.
@@ -73,6 +88,7 @@ fn start_relay(_: &Path, _: &Authority, upstream: SocketAddr) -> Result<Option<P
         address: running.address,
         running: Running::Relay(running),
         h2: false,
+        tunnel: None,
     }))
 }
 
@@ -111,17 +127,18 @@ fn start_haproxy(dir: &Path, authority: &Authority, upstream: SocketAddr) -> Res
 }
 
 /// The directory with a leaf and the root, and a free port.
-fn prepare(dir: &Path, authority: &Authority) -> Result<SocketAddr> {
+pub(super) fn prepare(dir: &Path, authority: &Authority) -> Result<SocketAddr> {
     fs::create_dir_all(dir)?;
     let leaf = authority.leaf(&[VENDOR, PLAIN, super::H2])?;
     fs::write(dir.join("leaf.pem"), &leaf.certificate)?;
     fs::write(dir.join("leaf.key"), &leaf.key)?;
     fs::write(dir.join("roots.pem"), authority.pem())?;
+    fs::write(dir.join("roots.key"), authority.key())?;
     Ok(SocketAddr::from(([127, 0, 0, 1], free_port()?)))
 }
 
 /// Starts the server and waits until it answers.
-fn serve(mut command: Command, dir: &Path, address: SocketAddr) -> Result<Peer> {
+pub(super) fn serve(mut command: Command, dir: &Path, address: SocketAddr) -> Result<Peer> {
     let log = dir.join("start.log");
     let child = command
         .stdin(Stdio::null())
@@ -133,6 +150,7 @@ fn serve(mut command: Command, dir: &Path, address: SocketAddr) -> Result<Peer> 
         running: Running::Server(child),
         address,
         h2: true,
+        tunnel: None,
     };
     let deadline = Instant::now() + PATIENCE;
     while std::net::TcpStream::connect(address).is_err() {
@@ -152,7 +170,7 @@ fn serve(mut command: Command, dir: &Path, address: SocketAddr) -> Result<Peer> 
     Ok(peer)
 }
 
-fn installed(name: &str) -> Option<PathBuf> {
+pub(super) fn installed(name: &str) -> Option<PathBuf> {
     ["/usr/sbin", "/usr/local/sbin", "/usr/bin"]
         .iter()
         .map(|dir| Path::new(dir).join(name))
@@ -168,7 +186,7 @@ user root;
 pid {dir}/nginx.pid;
 error_log {dir}/error.log;
 worker_rlimit_nofile 65536;
-events {{ worker_connections 8192; }}
+events {{ worker_connections 40960; }}
 http {{
   access_log off;
   client_body_temp_path {dir}/body;
@@ -211,7 +229,7 @@ fn haproxy_configuration(dir: &Path, port: u16, upstream: SocketAddr) -> String 
     format!(
         "global
   nbthread 1
-  maxconn 8192
+  maxconn 40960
   ssl-default-bind-options ssl-min-ver TLSv1.3 no-tls-tickets
   tune.ssl.cachesize 0
 defaults

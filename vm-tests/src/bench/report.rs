@@ -21,15 +21,17 @@ pub(super) enum System {
     Sluice,
     SluiceGrouped,
     SluiceLarge,
+    Squid,
 }
 
 impl System {
     /// In the order of the table.
-    const ALL: [System; 7] = [
+    const ALL: [System; 8] = [
         System::Direct,
         System::Relay,
         System::Nginx,
         System::Haproxy,
+        System::Squid,
         System::Sluice,
         System::SluiceGrouped,
         System::SluiceLarge,
@@ -45,6 +47,7 @@ impl System {
             Self::Sluice => "sluice",
             Self::SluiceGrouped => "grouped",
             Self::SluiceLarge => "large",
+            Self::Squid => "squid",
         }
     }
 }
@@ -86,10 +89,10 @@ impl Round {
         }
     }
 
-    pub(super) fn idle(system: System, measured: Measured, kib: f64) -> Self {
+    pub(super) fn idle(system: System, mode: Mode, measured: Measured, kib: f64) -> Self {
         Self {
             kib: Some(kib),
-            ..Self::new(system, Mode::Idle, measured, None)
+            ..Self::new(system, mode, measured, None)
         }
     }
 }
@@ -149,7 +152,7 @@ impl Report {
         let method = format!(
             "medians of {rounds} interleaved rounds of {} s for requests and connections (32 loops, HTTP/1.1 and TLS 1.3 on both legs, a 118-byte answer, \
              no resumption) and {} s for the rest; load generator and upstream on CPU 0, system under test alone on CPU 1; sluice writes a durable intent \
-             per request, grouped is [audit] reads = \"grouped\", large has 1,000 agents and 2,000 policies",
+             per request, grouped is [audit] reads = \"grouped\", large has 1,000 agents and 2,000 policies; squid (ssl-bump) is asked by CONNECT",
             seconds(Mode::Requests),
             seconds(Mode::Latency),
         );
@@ -195,7 +198,8 @@ impl Report {
             row("upload MB/s", Mode::Upload, 0, megabytes),
             row("event delay: p50 us", Mode::Events, 0, p50),
             row("event delay: p99 us", Mode::Events, 0, p99),
-            row("KiB per open connection", Mode::Idle, 1, kib),
+            row("KiB each of 1,000 open", Mode::Idle, 1, kib),
+            row("KiB each of 10,000 open", Mode::IdleMany, 1, kib),
         ]
     }
 
@@ -207,13 +211,13 @@ impl Report {
             .collect();
         let mut head = format!("{:<26}", "");
         for system in &systems {
-            head.push_str(&format!("{:>9}", system.name()));
+            head.push_str(&format!("{:>10}", system.name()));
         }
         let mut lines = vec![
             self.heading(),
             self.method.clone(),
             String::new(),
-            head + "  sluice/nginx  grouped/nginx  large/sluice",
+            head + "  sluice/nginx  grouped/nginx  large/sluice  sluice/squid",
         ];
         for row in self.rows() {
             let medians: Vec<Option<f64>> = systems
@@ -226,12 +230,13 @@ impl Report {
             let mut line = format!("{:<26}", row.title);
             for median in medians {
                 let number = median.map_or("-".into(), |value| row.number(value));
-                line.push_str(&format!("{number:>9}"));
+                line.push_str(&format!("{number:>10}"));
             }
             for (one, other, width) in [
                 (System::Sluice, System::Nginx, 14),
                 (System::SluiceGrouped, System::Nginx, 15),
                 (System::SluiceLarge, System::Sluice, 14),
+                (System::Sluice, System::Squid, 14),
             ] {
                 let ratio = match (self.median(one, &row), self.median(other, &row)) {
                     (Some(one), Some(other)) if other > 0.0 => format!("{:.2}", one / other),
@@ -257,10 +262,14 @@ impl Report {
             .rounds
             .iter()
             .filter(|round| round.system == system && round.mode == row.mode);
-        let mut values: Vec<f64> = rounds.filter_map(row.pick).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
+        median(rounds.filter_map(row.pick).collect())
     }
+}
+
+/// The one in the middle.
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 fn rate(round: &Round) -> Option<f64> {
@@ -351,6 +360,6 @@ mod tests {
             .find(|line| line.starts_with("requests/s"))
             .unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(words, ["requests/s", "200", "50", "0.25", "-", "-"]);
+        assert_eq!(words, ["requests/s", "200", "50", "0.25", "-", "-", "-"]);
     }
 }

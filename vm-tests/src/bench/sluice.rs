@@ -17,6 +17,7 @@ const AGENT: &str = "acme/bench";
 /// How many agents and policies there are beside the one that is measured, where there are many.
 const AGENTS: usize = 999;
 const POLICIES: usize = 2_000;
+const CONNECTORS: usize = 200;
 
 /// What is different.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +27,28 @@ pub(super) enum Flavour {
     Grouped,
     /// 1,000 agents and 2,000 policies.
     Large,
+    /// 10 policies, and nothing else beside the agent: what the next three are compared with.
+    Small,
+    /// 1,000 agents.
+    Agents,
+    /// 2,000 policies.
+    Policies,
+    /// 200 connectors.
+    Connectors,
+}
+
+impl Flavour {
+    /// How many agents beside the one that is measured, policies, and connectors of its own.
+    fn sizes(self) -> (usize, usize, usize) {
+        match self {
+            Self::Plain | Self::Grouped => (0, 0, 0),
+            Self::Large => (AGENTS, POLICIES, 0),
+            Self::Small => (0, 10, 0),
+            Self::Agents => (AGENTS, 10, 0),
+            Self::Policies => (0, POLICIES, 0),
+            Self::Connectors => (0, 10, CONNECTORS),
+        }
+    }
 }
 
 /// A running daemon with one agent to measure.
@@ -42,12 +65,19 @@ impl Sluice {
         let metrics = instance.metrics_port();
         instance.configure("config.toml", &settings(flavour, upstreams, metrics))?;
         instance.configure("agents.d/bench.toml", &agent("bench"))?;
-        if flavour == Flavour::Large {
-            for number in 0..AGENTS {
-                let name = format!("other{number}");
-                instance.configure(&format!("agents.d/{name}.toml"), &agent(&name))?;
-            }
-            instance.configure("policies/many.cedar", &policies())?;
+        let (agents, many, connectors) = flavour.sizes();
+        for number in 0..agents {
+            let name = format!("other{number}");
+            instance.configure(&format!("agents.d/{name}.toml"), &agent(&name))?;
+        }
+        for number in 0..connectors {
+            instance.configure(
+                &format!("connectors.d/vendor{number}.toml"),
+                &connector(number),
+            )?;
+        }
+        if many > 0 {
+            instance.configure("policies/many.cedar", &policies(many))?;
         }
         instance.start()?;
         for (name, secret) in [
@@ -125,7 +155,7 @@ auth = {{ kind = "bearer" }}
 }
 
 /// Policies as a large installation has them: each about one agent and one capability.
-fn policies() -> String {
+fn policies(many: usize) -> String {
     const CAPABILITIES: [&str; 4] = [
         "stripe::Action::\"refunds.create\"",
         "stripe::Action::\"balance.read\"",
@@ -133,7 +163,7 @@ fn policies() -> String {
         "stripe::Action::\"customers.delete\"",
     ];
     let mut text = String::new();
-    for number in 0..POLICIES {
+    for number in 0..many {
         let agent = number % AGENTS;
         let action = CAPABILITIES.get(number % CAPABILITIES.len()).unwrap_or(&"");
         let _ = writeln!(
@@ -142,4 +172,33 @@ fn policies() -> String {
         );
     }
     text
+}
+
+/// A connector that nobody here uses.
+fn connector(number: usize) -> String {
+    format!(
+        r#"schema = 1
+id = "vendor{number}"
+hosts = ["api.vendor{number}.example"]
+docs = "https://vendor{number}.example/docs"
+
+[auth]
+kind = "bearer"
+
+[[capability]]
+name = "things.list"
+risk = "read"
+match = {{ method = "GET", path = "/v1/things" }}
+[capability.examples]
+hit = [{{ method = "GET", path = "/v1/things" }}]
+
+[[capability]]
+name = "things.create"
+risk = "write"
+match = {{ method = "POST", path = "/v1/things" }}
+opaque_body = true
+[capability.examples]
+hit = [{{ method = "POST", path = "/v1/things" }}]
+"#
+    )
 }

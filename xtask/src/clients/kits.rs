@@ -74,7 +74,7 @@ pub(crate) fn install(kit: &str, place: &Path) -> Result<()> {
 
 fn make(kit: &str, to: &Path) -> Result<()> {
     match kit {
-        "conformance" | "crewai" | "mitmproxy" | "python" => {
+        "conformance" | "crewai" | "python" => {
             tell(&format!(
                 "{kit}: Python packages from PyPI, some minutes, into {}",
                 to.display()

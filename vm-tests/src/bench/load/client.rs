@@ -19,6 +19,7 @@ use rustls::client::Resumption;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -48,6 +49,7 @@ impl Kept {
 /// Whom to ask, and for what.
 pub(super) struct Target {
     address: std::net::SocketAddr,
+    tunnel: Option<u16>,
     name: ServerName<'static>,
     path: String,
     host: String,
@@ -67,6 +69,7 @@ impl Target {
         };
         Ok(Self {
             address,
+            tunnel: load.tunnel,
             name: ServerName::try_from(load.name.clone())?,
             path: load
                 .path
@@ -79,8 +82,11 @@ impl Target {
     }
 
     pub(super) async fn connect(&self) -> Result<Kept> {
-        let socket = TcpStream::connect(self.address).await.context("connect")?;
+        let mut socket = TcpStream::connect(self.address).await.context("connect")?;
         socket.set_nodelay(true)?;
+        if let Some(port) = self.tunnel {
+            tunnel(&mut socket, &self.host, port).await?;
+        }
         let stream = self
             .tls
             .connect(self.name.clone(), socket)
@@ -153,6 +159,26 @@ impl Target {
         }
         Ok(response.into_body())
     }
+}
+
+/// Asks a proxy for a way to that port of the name.
+async fn tunnel(socket: &mut TcpStream, host: &str, port: u16) -> Result<()> {
+    let asked = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n");
+    socket.write_all(asked.as_bytes()).await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        // The TLS that follows is ours to begin: nothing comes behind this head.
+        answer.push(socket.read_u8().await.context("no answer to CONNECT")?);
+    }
+    let head = String::from_utf8_lossy(&answer);
+    if !head
+        .lines()
+        .next()
+        .is_some_and(|line| line.contains(" 200 "))
+    {
+        bail!("CONNECT is refused: {head}");
+    }
+    Ok(())
 }
 
 /// A request body of this many bytes.
