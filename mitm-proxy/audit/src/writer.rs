@@ -33,6 +33,8 @@ pub(crate) struct Writer {
     retained: Vec<Item>,
     /// After a failed commit redb refuses everything until the file is opened again.
     broken: bool,
+    /// Until when it is not tried again, and why: taking a long log up costs more than refusing does.
+    pause: Option<(Instant, Arc<CommitFailure>)>,
 }
 
 impl Writer {
@@ -55,6 +57,7 @@ impl Writer {
             live,
             retained,
             broken: false,
+            pause: None,
         }
     }
 
@@ -77,6 +80,7 @@ impl Writer {
                 self.fold();
             }
         }
+        self.pause = None;
         if !self.retained.is_empty() {
             let items = std::mem::take(&mut self.retained);
             self.write(items);
@@ -94,6 +98,9 @@ impl Writer {
         };
         if let Err(error) = &folded {
             tracing::error!(tenant = %self.shared.tenant, %error, "the audit log's journal cannot be taken over");
+        }
+        if folded.is_ok() {
+            self.pause = None;
         }
         self.broken = folded.is_err();
         self.shared.queue.set_failing(folded.is_err());
@@ -113,8 +120,16 @@ impl Writer {
 
     fn write(&mut self, mut items: Vec<Item>) {
         let started = Instant::now();
+        if let Some((until, failure)) = &self.pause
+            && started < *until
+        {
+            let failure = failure.clone();
+            return self.fail(items, failure);
+        }
+        let was_broken = self.broken;
         match self.commit(&mut items) {
             Ok(placed) => {
+                self.pause = None;
                 self.shared.queue.set_failing(false);
                 let records = placed
                     .iter()
@@ -130,9 +145,14 @@ impl Writer {
                     .for_each(|(item, place)| self.tell(item, place));
             }
             Err(failure) => {
+                let failure = Arc::new(failure);
+                if was_broken {
+                    let pause = started.elapsed().min(RETRY);
+                    self.pause = Some((Instant::now() + pause, failure.clone()));
+                }
                 self.broken = true;
                 self.shared.queue.set_failing(true);
-                self.fail(items, Arc::new(failure));
+                self.fail(items, failure);
             }
         }
     }

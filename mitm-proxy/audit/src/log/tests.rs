@@ -3,6 +3,7 @@
 
 use std::io::{Error, ErrorKind};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use redb::{Builder, StorageBackend};
@@ -112,6 +113,9 @@ struct Bench {
     backend: Backend,
     /// Under the journal; on the same disk.
     journal: Backend,
+    /// How long opening the files takes, and how often it was done.
+    slowness: Duration,
+    opened: Arc<AtomicUsize>,
     key: Arc<LogKey>,
     log: Option<Log>,
     _dir: tempfile::TempDir,
@@ -124,6 +128,8 @@ impl Bench {
         let mut bench = Bench {
             backend: Backend::new(),
             journal: Backend::new(),
+            slowness: Duration::ZERO,
+            opened: Arc::default(),
             key: Arc::new(key),
             log: None,
             _dir: dir,
@@ -142,7 +148,10 @@ impl Bench {
     fn reopen(&mut self) -> Result<(), OpenError> {
         self.log = None;
         let (backend, journal) = (self.backend.clone(), self.journal.clone());
+        let (slowness, opened) = (self.slowness, self.opened.clone());
         let opener: Opener = Arc::new(move || {
+            opened.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(slowness);
             let db = Builder::new().create_with_backend(backend.clone());
             let db = db.map_err(|error| OpenError::Database {
                 path: "test".into(),
@@ -492,6 +501,30 @@ async fn records_are_read_wherever_the_values_begin() {
     let found = crate::query::list_one(&bench.log().shared, &last).unwrap();
     let indexes: Vec<u64> = found.iter().map(|entry| entry.record().index).collect();
     assert_eq!(indexes, (size - 7..size).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_log_that_is_slow_to_take_up_is_not_tried_for_every_call() {
+    let mut bench = Bench::new();
+    bench.slowness = Duration::from_millis(100);
+    bench.reopen().unwrap();
+    bench.set(Disk::Full);
+    let before = bench.opened.load(Ordering::Relaxed);
+    for _ in 0..50 {
+        let refused = bench.refusal("full").await;
+        assert!(matches!(refused, Err(AuditError::Commit(_))), "{refused:?}");
+    }
+    let tries = bench.opened.load(Ordering::Relaxed) - before;
+    assert!((1..25).contains(&tries), "{tries} tries");
+    // Once there is room it is taken up within the time that one more try may wait.
+    bench.set(Disk::Healthy);
+    let mut patience = 100;
+    while bench.refusal("there is room").await.is_err() {
+        patience -= 1;
+        assert!(patience > 0, "still refused");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bench.verify();
 }
 
 #[tokio::test]
