@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 
 use crate::bundle::{Cable, Container, Network};
+use crate::elsewhere::Elsewhere;
 use crate::{AGENT, BALANCE, arrived, stage};
 
 const HOOK: Option<&[&str]> = Some(&["--agent", AGENT]);
@@ -167,11 +168,14 @@ fn a_running_container_is_attached_and_what_is_wrong_has_a_name() {
         .unwrap()
         .display()
         .to_string();
+    let elsewhere = Elsewhere::make();
+    let other = elsewhere.name();
     for (args, code, name) in [
+        (&["acme/nobody", "--cgroup", &other][..], 1, "agent_unknown"),
         (
             &["acme/nobody", "--cgroup", &hierarchy][..],
             1,
-            "agent_unknown",
+            "cgroup_unfit",
         ),
         (&[AGENT, "--cgroup", &hierarchy][..], 1, "cgroup_unfit"),
         (&[AGENT, "--pid", "4194305"][..], 1, "process_gone"),
