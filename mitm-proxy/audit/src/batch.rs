@@ -32,12 +32,16 @@ pub(crate) struct Batch {
 impl Batch {
     /// Starts anew after this many records and nodes.
     pub(crate) fn begin(&mut self, records: u64, nodes: u64) {
-        // A quiet log keeps no room for a busy one's lines.
+        self.lines.clear();
+        self.nodes.clear();
+        (self.first, self.place) = (records, nodes);
+    }
+
+    /// Gives room back: a quiet log keeps none for a busy one's lines.
+    pub(crate) fn shrink(&mut self) {
         for bytes in [&mut self.lines, &mut self.nodes] {
-            bytes.clear();
             bytes.shrink_to(4 * PIECE);
         }
-        (self.first, self.place) = (records, nodes);
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -79,6 +79,9 @@ impl Writer {
             if idle || !taken.readers.is_empty() {
                 self.fold();
             }
+            if idle {
+                self.head.pending.batch.shrink();
+            }
         }
         self.pause = None;
         if !self.retained.is_empty() {
