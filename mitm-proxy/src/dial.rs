@@ -135,6 +135,34 @@ mod tests {
         Dialable::for_test(text.parse::<SocketAddr>().unwrap())
     }
 
+    /// A listener whose backlog is full: what connects to it hears nothing.
+    struct Full {
+        address: Dialable,
+        _listener: socket2::Socket,
+        _waiting: Vec<TcpStream>,
+    }
+
+    impl Full {
+        async fn at(place: &str) -> Full {
+            let place: SocketAddr = place.parse().unwrap();
+            let domain = socket2::Domain::for_address(place);
+            let listener = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+            listener.bind(&place.into()).unwrap();
+            listener.listen(0).unwrap();
+            let place = listener.local_addr().unwrap().as_socket().unwrap();
+            let mut waiting = Vec::new();
+            for _ in 0..8 {
+                let connecting = timeout(Duration::from_millis(50), TcpStream::connect(place));
+                waiting.extend(connecting.await.ok().map(Result::unwrap));
+            }
+            Full {
+                address: dialable(&place.to_string()),
+                _listener: listener,
+                _waiting: waiting,
+            }
+        }
+    }
+
     #[test]
     fn families_take_turns_and_lose_nobody() {
         let turns = |given: &[&str]| {
@@ -160,19 +188,8 @@ mod tests {
         let endpoint: Endpoint = "api.pay.test:443".parse().unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let v4 = dialable(&listener.local_addr().unwrap().to_string());
-        // A full backlog: what connects beyond it hears nothing.
-        let full =
-            socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
-        full.bind(&"[::1]:0".parse::<SocketAddr>().unwrap().into())
-            .unwrap();
-        full.listen(0).unwrap();
-        let address = full.local_addr().unwrap().as_socket().unwrap();
-        let mut waiting = Vec::new();
-        for _ in 0..8 {
-            let connecting = timeout(Duration::from_millis(50), TcpStream::connect(address));
-            waiting.push(connecting.await);
-        }
-        let v6 = dialable(&address.to_string());
+        let full = Full::at("[::1]:0").await;
+        let v6 = full.address;
         let patience = Duration::from_secs(60);
         // Positive control: alone it is waited for.
         let alone = timeout(HEAD_START * 2, first(&[v6], &endpoint, patience)).await;
@@ -186,19 +203,8 @@ mod tests {
         let endpoint: Endpoint = "api.pay.test:443".parse().unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = dialable(&listener.local_addr().unwrap().to_string());
-        // A full backlog: what connects beyond it hears nothing.
-        let full =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        full.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into())
-            .unwrap();
-        full.listen(0).unwrap();
-        let address = full.local_addr().unwrap().as_socket().unwrap();
-        let mut waiting = Vec::new();
-        for _ in 0..8 {
-            let connecting = timeout(Duration::from_millis(50), TcpStream::connect(address));
-            waiting.push(connecting.await);
-        }
-        let silent = dialable(&address.to_string());
+        let full = Full::at("127.0.0.1:0").await;
+        let silent = full.address;
         let patience = Duration::from_secs(60);
         // Positive control: alone it is waited for.
         let alone = timeout(
